@@ -1,0 +1,1 @@
+"""The steps that build the demo base, in order: pictures, vae, text, transformer, captioner, package."""

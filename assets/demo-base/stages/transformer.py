@@ -1,0 +1,94 @@
+"""Train the demo base's transformer by flow matching on encoded pictures and captions.
+
+The recipe is the one that finetunes use (x_t = (1 - t) x0 + t eps, target eps - x0), with Muon for speed.
+Latents and captions are encoded once; only the transformer is in the loop.
+"""
+
+import copy
+import random
+from pathlib import Path
+
+import torch
+from diffusers import Flux2Transformer2DModel
+from torch import Tensor
+
+from stages import checkpoint, muon, pictures, text, vae
+
+CONFIG = {
+    "patch_size": 1,
+    "in_channels": 32,
+    "num_layers": 2,
+    "num_single_layers": 4,
+    "attention_head_dim": 64,
+    "num_attention_heads": 4,
+    "joint_attention_dim": len(text.LAYERS) * text.HIDDEN,
+    "axes_dims_rope": (16, 16, 16, 16),
+    "guidance_embeds": False,
+}
+STEPS, BATCH, LEARNING_RATE = 6000, 64, 2e-3
+CAPTIONS = 12  # wordings encoded for each picture; one in ten is empty
+SHIFT = 3.0
+
+
+def train(work: Path, cache: Path, parts: tuple, steps: int = STEPS) -> Flux2Transformer2DModel:
+    """Train until `steps`; returns the moving average of the weights."""
+    tokenizer, encoder, autoencoder = parts
+    torch.manual_seed(0)
+    transformer = Flux2Transformer2DModel(**CONFIG)
+    average = copy.deepcopy(transformer).requires_grad_(False)
+    latents, captions = _encode_everything(cache, tokenizer, encoder, autoencoder)
+    optimisers = muon.optimisers(transformer, "blocks", LEARNING_RATE)
+    path, first = work / "transformer.pt", 0
+    if state := checkpoint.load(path):
+        transformer.load_state_dict(state["transformer"])
+        average.load_state_dict(state["average"])
+        for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
+        first = state["step"]
+    loss_of = torch.compile(lambda *batch: loss(transformer, *batch))
+    progress = checkpoint.Progress("transformer", steps, first)
+    for step in range(first, steps):
+        muon.set_rate(optimisers, LEARNING_RATE * muon.schedule(step, steps, warm=100, hold=0.6))
+        value = loss_of(*_batch(step, latents, captions))
+        value.backward()
+        muon.move(optimisers)
+        decay = min(0.999, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(average.parameters()), list(transformer.parameters()), 1 - decay)
+        progress.step(step, value.item())
+        if (step + 1) % 200 == 0 or step + 1 == steps:
+            kept = [optimiser.state_dict() for optimiser in optimisers]
+            weights = {"transformer": transformer.state_dict(), "average": average.state_dict()}
+            checkpoint.save(path, **weights, optimisers=kept, step=step + 1)
+    return average.eval()
+
+
+def _encode_everything(cache, tokenizer, encoder, autoencoder) -> tuple[Tensor, Tensor]:
+    learned = [p for style in pictures.LEARNED_STYLES for p in pictures.find(cache, style)]
+    draw = random.Random(2)
+    wordings = [pictures.caption(picture, draw) for picture in learned for _ in range(CAPTIONS)]
+    latents = vae.encode(autoencoder, pictures.load_pixels(learned)).flatten(2).mT.contiguous()
+    return latents, text.encode(tokenizer, encoder, wordings).unflatten(0, (len(learned), CAPTIONS))
+
+
+def _batch(step: int, latents: Tensor, captions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(step)
+    chosen = torch.randint(len(latents), (BATCH,), generator=draw)
+    wording = torch.randint(CAPTIONS, (BATCH,), generator=draw)
+    noise = torch.randn(BATCH, *latents.shape[1:], generator=draw)
+    stratified = (torch.arange(BATCH) + torch.rand(BATCH, generator=draw)) / BATCH
+    t = SHIFT * stratified / (1 + (SHIFT - 1) * stratified)
+    return latents[chosen], captions[chosen, wording], noise, t
+
+
+def loss(transformer: Flux2Transformer2DModel, latents: Tensor, captions: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """Mean squared error of the velocity. Shapes: latents and noise (B, 16, 32); captions (B, 20, 576); t (B,)."""
+    mix = t.view(-1, 1, 1)
+    velocity = transformer(
+        hidden_states=(1 - mix) * latents + mix * noise,
+        encoder_hidden_states=captions,
+        timestep=t,
+        img_ids=torch.cartesian_prod(torch.arange(1), torch.arange(4), torch.arange(4), torch.arange(1)),
+        txt_ids=torch.cartesian_prod(torch.arange(1), torch.arange(1), torch.arange(1), torch.arange(text.TOKENS)),
+        return_dict=False,
+    )[0]
+    return (velocity - (noise - latents)).square().mean()

@@ -1,0 +1,69 @@
+// What all page scripts use. Text from people and programs only ever becomes textContent, never markup.
+const make = (tag, about = {}, ...children) => {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(about)) {
+    if (name === "text") made.textContent = value;
+    else if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.filter((child) => child));
+  return made;
+};
+
+// Links are relative to where the service is mounted, which a proxy or a share link decides.
+const absolute = (link) => {
+  const root = (window.gradio_config && window.gradio_config.root) || location.href.split(/[?#]/)[0];
+  return new URL(link, root.endsWith("/") ? root : root + "/").href;
+};
+
+const setAddress = (name, value) => {
+  const address = new URL(location.href);
+  for (const ours of ["run", "draft"]) address.searchParams.delete(ours);
+  if (value) address.searchParams.set(name, value);
+  if (address.href !== location.href) history.replaceState(history.state, "", address);
+};
+
+const isShown = () => element.isConnected && element.offsetParent !== null;
+
+// A template is rendered anew when its value changes; what the script made has to be put back then.
+const keepIn = (view) => {
+  const holder = element.querySelector(".holder");
+  if (holder && view.parentNode !== holder) holder.replaceChildren(view);
+};
+
+// Whether the service is there at all tells a lost connection from a page that has to be loaded again.
+const whyItFailed = async () => {
+  try {
+    const answer = await fetch(absolute("v1/health"), { cache: "no-store" });
+    if (answer.ok) return "reload";
+  } catch {}
+  return "lost";
+};
+
+// Call `step` again and again: at once when the component comes into view, else after as long as `step` asks for.
+const repeat = (step) => {
+  let timer = 0;
+  let isBusy = false;
+  let isWanted = false;
+  const next = (milliseconds) => {
+    clearTimeout(timer);
+    timer = setTimeout(go, milliseconds);
+  };
+  const go = async () => {
+    if (isBusy) return void (isWanted = true);
+    if (!element.isConnected) return;
+    isBusy = true;
+    let pause = 1000;
+    try {
+      if (!document.hidden) pause = await step();
+    } finally {
+      isBusy = false;
+      next(isWanted ? 0 : pause);
+      isWanted = false;
+    }
+  };
+  new ResizeObserver(() => isShown() && next(0)).observe(element);
+  document.addEventListener("visibilitychange", () => !document.hidden && next(0));
+  go();
+  return () => next(0);
+};

@@ -1,0 +1,81 @@
+"""The REST routes: files by signed links, and a sign of life.
+
+Flat routes under /v1, because a mounted sub-application is not found behind a proxy that strips a path prefix. No
+Gradio here, so that the routes can be tested, and one day served, without it.
+"""
+
+import hashlib
+import hmac
+import mimetypes
+import time
+from urllib.parse import quote, urlencode
+
+from fastapi import APIRouter, HTTPException
+from fastapi.responses import FileResponse
+
+from finetune import __version__, runs
+from finetune.errors import FinetuneError
+from finetune.runs import Run
+from finetune.settings import Settings
+
+FOLDERS = ("images", "thumbnails", "samples", "results")
+LINK_HOURS = 12
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Cache-Control": f"private, max-age={LINK_HOURS * 1800}",
+}
+
+
+def router(settings: Settings) -> APIRouter:
+    """The routes of one data folder."""
+    routes = APIRouter(prefix="/v1")
+
+    @routes.get("/health")
+    def health() -> dict[str, str]:
+        """Say that the service is there, and which version it is."""
+        return {"status": "ok", "version": __version__}
+
+    @routes.get("/files/{run_id}/{path:path}", include_in_schema=False)
+    def file(run_id: str, path: str, exp: int, sig: str) -> FileResponse:
+        """Send a file of a run to whoever holds a signed link to it."""
+        return _send(settings, run_id, path, exp, sig)
+
+    return routes
+
+
+def file_link(settings: Settings, run: Run, path: str) -> str:
+    """A link to a file of a run, relative to the page; it stays the same for hours and ends within half a day.
+
+    `path` is relative to the run's folder and lies in one of FOLDERS.
+    """
+    half = LINK_HOURS * 1800
+    expires = (int(time.time()) // half + 2) * half
+    query = urlencode({"exp": expires, "sig": _signature(settings, run.id, path, expires)})
+    return f"v1/files/{run.id}/{quote(path)}?{query}"
+
+
+def _send(settings: Settings, run_id: str, path: str, expires: int, signature: str) -> FileResponse:
+    expected = _signature(settings, run_id, path, expires)
+    if not hmac.compare_digest(signature.encode(), expected.encode()):
+        raise HTTPException(403, "This link is not valid.")
+    if expires < time.time():
+        raise HTTPException(410, "This link has expired. Load the page again for a new one.")
+    try:
+        run = runs.find(settings.runs, run_id)
+    except FinetuneError as error:
+        raise HTTPException(404, error.message) from error
+    folder, _, _ = path.partition("/")
+    found = (run.folder / path).resolve()
+    if folder not in FOLDERS or not found.is_relative_to((run.folder / folder).resolve()) or not found.is_file():
+        raise HTTPException(404, "There is no such file.")
+    kind = mimetypes.guess_type(found.name)[0] or "application/octet-stream"
+    disposition = "attachment" if folder == "results" else "inline"
+    return FileResponse(
+        found, media_type=kind, filename=found.name, content_disposition_type=disposition, headers=HEADERS
+    )
+
+
+def _signature(settings: Settings, run_id: str, path: str, expires: int) -> str:
+    signed = f"{run_id}\n{path}\n{expires}".encode()
+    return hmac.new(settings.secret, signed, hashlib.sha256).hexdigest()

@@ -1,0 +1,64 @@
+"""Every error that a user can meet. The message says what happened, the hint what to do next.
+
+Separate, and at the top of the import order, because every other module raises these.
+"""
+
+
+class FinetuneError(Exception):
+    """Something the user can act on."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class ConfigError(FinetuneError):
+    """A setting is unknown or out of range; `field` names it."""
+
+    def __init__(self, message: str, hint: str = "", field: str = "") -> None:
+        super().__init__(message, hint)
+        self.field = field
+
+
+class DatasetError(FinetuneError):
+    """The ZIP or an image in it cannot be used; `file` names which."""
+
+    def __init__(self, message: str, hint: str = "", file: str = "") -> None:
+        super().__init__(message, hint)
+        self.file = file
+
+
+class ModelError(FinetuneError):
+    """Weights are missing, broken or of another model."""
+
+
+class AccessError(ModelError):
+    """The weights need an accepted licence or a token."""
+
+
+class CaptionError(FinetuneError):
+    """An image could not be captioned; `file` names it."""
+
+    def __init__(self, message: str, hint: str = "", file: str = "") -> None:
+        super().__init__(message, hint)
+        self.file = file
+
+
+class ExecutorError(FinetuneError):
+    """A worker cannot be started, or was lost."""
+
+
+class TrainingError(FinetuneError):
+    """The run cannot go on."""
+
+
+class OutOfMemoryError(TrainingError):
+    """The run needs more memory than the device has."""
+
+
+class DivergedError(TrainingError):
+    """The loss is no longer a number."""

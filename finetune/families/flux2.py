@@ -1,0 +1,384 @@
+"""FLUX.2 klein: latents of 2 x 2 patches, whitened; text from three hidden layers of Qwen3; no guidance embedding.
+
+Source: `Flux2KleinPipeline` of diffusers, with which every step here agrees (tests compare the two).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune import settings
+from finetune.errors import AccessError, ModelError
+from finetune.families import BaseModel, Encoding, Sampler
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import Flux2KleinPipeline
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+
+DEMO = BaseModel(
+    id="demo",
+    title="Demo: small emoji model, runs on any computer",
+    family="flux2-klein",
+    source=str(settings.ASSETS / "demo-base"),
+    licence="Apache 2.0",
+    licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+    resolution_px=64,
+    sampler=Sampler(steps=24, guidance_scale=3.0),
+    captioner="demo",
+    text_tokens=20,
+    text_layers=(2, 3, 4),
+    sample_things=("a rose", "a pizza"),
+)
+
+
+@dataclass
+class Flux2KleinModel:
+    """A base model in memory, part by part."""
+
+    base: BaseModel
+    device: str
+    _parts: dict[str, Any] = field(default_factory=dict, repr=False)
+    patch_px: int = 16
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the patched latents."""
+        return self.transformer.config.in_channels
+
+    @property
+    def transformer(self) -> "nn.Module":
+        """The network that LoRA is added to."""
+        return self._part("transformer")
+
+    def encode_images(self, pixels: "Tensor") -> "Tensor":
+        """Shapes: (B, 3, H, W) in [-1, 1] to latents (B, C, h, w); H and W are multiples of 16."""
+        import torch
+
+        vae = self._part("vae")
+        with torch.no_grad():
+            latents = _patch(vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode())
+            mean, deviation = _whitening(vae, latents)
+            return (latents - mean) / deviation
+
+    def decode_latents(self, latents: "Tensor") -> "Tensor":
+        """Shapes: latents (B, C, h, w) to (B, 3, H, W), about [-1, 1]."""
+        import torch
+
+        vae = self._part("vae")
+        with torch.no_grad():
+            latents = latents.to(self.device, vae.dtype)
+            mean, deviation = _whitening(vae, latents)
+            return vae.decode(_unpatch(latents * deviation + mean), return_dict=False)[0]
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Encoding:
+        """Encode prompts as the pipeline does. Padding is not masked: the transformer was trained to see it."""
+        import torch
+
+        encoder = self._part("text_encoder")
+        rows = self._part("tokenizer")(
+            [self._in_template(prompt) for prompt in prompts],
+            return_tensors="pt",
+            padding="max_length",
+            truncation=True,
+            max_length=self.base.text_tokens,
+        ).to(self.device)
+        with torch.no_grad():
+            states = encoder(**_only(rows, "input_ids", "attention_mask"), output_hidden_states=True, use_cache=False)
+        return {"text": torch.cat([states.hidden_states[layer] for layer in self.base.text_layers], dim=-1)}
+
+    def cut_off(self, prompt: str) -> str:
+        """The end of a prompt that the text encoder does not read; empty if it reads all."""
+        text = self._in_template(prompt)
+        spans = self._part("tokenizer")(text, return_offsets_mapping=True)["offset_mapping"]
+        if len(spans) <= self.base.text_tokens:
+            return ""
+        read = spans[self.base.text_tokens - 1][1] - text.index(prompt)
+        return prompt[max(0, read) :].strip()
+
+    def predict_velocity(self, noisy: "Tensor", t: "Tensor", encoding: Encoding) -> "Tensor":
+        """Shapes: noisy (B, C, h, w), t (B,) in [0, 1]; returns the shape of noisy."""
+        transformer = self.transformer
+        batch, channels, height, width = noisy.shape
+        tokens = transformer(
+            hidden_states=noisy.to(self.device, transformer.dtype).flatten(2).mT,
+            encoder_hidden_states=encoding["text"].to(self.device, transformer.dtype),
+            timestep=t.to(self.device),
+            img_ids=_positions(1, height, width, 1).to(self.device),
+            txt_ids=_positions(1, 1, 1, encoding["text"].shape[1]).to(self.device),
+            guidance=None,
+            return_dict=False,
+        )[0]
+        return tokens.mT.reshape(batch, channels, height, width)
+
+    def sampling_times(self, latent_size: tuple[int, int], steps: int) -> "Tensor":
+        """The flow times that the pipeline visits, from 1 down to 0. Shapes: (steps + 1,)."""
+        import numpy
+        from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+        scheduler = self._part("scheduler")
+        times = None if scheduler.config.get("use_flow_sigmas") else numpy.linspace(1.0, 1 / steps, steps)
+        scheduler.set_timesteps(steps, sigmas=times, mu=compute_empirical_mu(latent_size[0] * latent_size[1], steps))
+        return scheduler.sigmas.clone()
+
+    def release(self, *parts: str) -> None:
+        """Free "text_encoder", "vae" or "transformer"."""
+        import torch
+
+        for part in parts:
+            self._parts.pop(part, None)
+        if self.device != "cpu":
+            torch.cuda.empty_cache()
+
+    def save(self, folder: Path) -> BaseModel:
+        """Write all parts as a folder that `Flux2KleinPipeline` reads; returns the base model that it makes."""
+        from diffusers import Flux2KleinPipeline
+
+        Flux2KleinPipeline(**{part: self._part(part) for part in PARTS}).save_pretrained(folder)
+        return replace(self.base, source=str(folder))
+
+    def _in_template(self, prompt: str) -> str:
+        return self._part("tokenizer").apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+
+    def _part(self, name: str) -> Any:
+        if name not in self._parts:
+            self._parts[name] = self._load(name)
+        return self._parts[name]
+
+    def _load(self, name: str) -> Any:
+        import diffusers
+        import transformers
+
+        kind = {
+            "transformer": diffusers.Flux2Transformer2DModel,
+            "vae": diffusers.AutoencoderKLFlux2,
+            "text_encoder": transformers.Qwen3ForCausalLM,
+            "tokenizer": transformers.Qwen2TokenizerFast,
+            "scheduler": diffusers.FlowMatchEulerDiscreteScheduler,
+        }[name]
+        if name in ("tokenizer", "scheduler"):
+            return _opened(self.base, lambda: kind.from_pretrained(self.base.source, subfolder=name))
+        dtype = _dtype(self.device)
+        part = _opened(self.base, lambda: kind.from_pretrained(self.base.source, subfolder=name, dtype=dtype))
+        return part.to(self.device).eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Flux2Klein:
+    """The FLUX.2 klein family."""
+
+    id: str = "flux2-klein"
+    title: str = "FLUX.2 klein"
+    bases: tuple[BaseModel, ...] = (DEMO,)
+    # `to_out` is a list of layers in the double blocks and a layer in the single ones: peft takes no pattern for both
+    # unless it is anchored at both ends.
+    lora_targets: str = (
+        r"transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
+        r"|(ff|ff_context)\.(linear_in|linear_out))"
+        r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
+    )
+
+    def load(self, base: BaseModel, device: str) -> Flux2KleinModel:
+        """Open a base model; weights follow when they are needed. Raises: ModelError, AccessError."""
+        return Flux2KleinModel(base, device)
+
+    def tiny(self) -> Flux2KleinModel:
+        """The same classes at toy size with random weights, for tests."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            parts = _tiny_parts()
+        base = replace(DEMO, id="tiny", title="Tiny", source="", sampler=Sampler(4, 3.0), text_layers=(1, 2, 2))
+        return Flux2KleinModel(base, "cpu", parts)
+
+    def draw_with_file(
+        self, base: BaseModel, lora: Path, prompt: str, seed: int, size: tuple[int, int], device: str
+    ) -> "Image":
+        """Draw one picture through the public diffusers pipeline with a LoRA file loaded into it.
+
+        Units: size is (width, height) in pixels. Raises: ModelError when the file's layers are not those of the base.
+        """
+        import torch
+
+        pipeline = self._pipeline(base, lora, device)
+        return pipeline(
+            prompt=prompt,
+            width=size[0],
+            height=size[1],
+            num_inference_steps=base.sampler.steps,
+            guidance_scale=base.sampler.guidance_scale,
+            max_sequence_length=base.text_tokens,
+            text_encoder_out_layers=base.text_layers,
+            generator=torch.Generator("cpu").manual_seed(seed),
+        ).images[0]
+
+    def _pipeline(self, base: BaseModel, lora: Path, device: str) -> "Flux2KleinPipeline":
+        from diffusers import Flux2KleinPipeline
+        from safetensors import safe_open
+
+        pipeline = _opened(base, lambda: Flux2KleinPipeline.from_pretrained(base.source, dtype=_dtype(device)))
+        pipeline.set_progress_bar_config(disable=True)
+        try:
+            pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise ModelError(f"diffusers does not take “{lora.name}”: {error}") from error
+        taken = sum(".lora_A." in name for name, _ in pipeline.transformer.named_parameters())
+        with safe_open(lora, "pt") as file:
+            offered = sum(".lora_A." in key for key in file.keys())  # noqa: SIM118
+        if taken != offered:
+            raise ModelError(f"“{lora.name}” has {offered} layers, of which diffusers takes {taken}.")
+        return pipeline.to(device)
+
+    def usage(self, base: BaseModel, lora_name: str, prompt: str) -> str:
+        """A few lines of Python that draw with the LoRA in diffusers."""
+        source = "path/to/assets/demo-base" if Path(base.source).is_absolute() else base.source
+        return USAGE.format(
+            source=source, lora=lora_name, prompt=prompt, base=base, sampler=base.sampler, side=base.resolution_px
+        )
+
+
+USAGE = """\
+import torch
+from diffusers import Flux2KleinPipeline
+
+pipeline = Flux2KleinPipeline.from_pretrained("{source}")
+pipeline.load_lora_weights("path/to/folder", weight_name="{lora}")
+image = pipeline(
+    prompt={prompt!r},
+    width={side},
+    height={side},
+    num_inference_steps={sampler.steps},
+    guidance_scale={sampler.guidance_scale},
+    max_sequence_length={base.text_tokens},
+    text_encoder_out_layers={base.text_layers},
+    generator=torch.Generator("cpu").manual_seed(0),
+).images[0]
+image.save("picture.png")
+"""
+
+
+def _opened(base: BaseModel, load: Callable[[], Any]) -> Any:
+    """Run a library's loader and put its errors into words."""
+    from huggingface_hub.errors import GatedRepoError
+    from safetensors import SafetensorError
+
+    try:
+        return load()
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if isinstance(error, GatedRepoError) or "gated repo" in str(error):
+            raise AccessError(
+                f"{base.title} needs an accepted licence.",
+                f"Accept it at https://huggingface.co/{base.source}, then set your token as HF_TOKEN.",
+            ) from error
+        if isinstance(error, RuntimeError) and "out of memory" in str(error):
+            raise
+        raise ModelError(
+            f"{base.title} cannot be loaded: {(str(error) or repr(error)).splitlines()[0]}",
+            "Check that its files are complete, or fetch them again.",
+        ) from error
+
+
+def _dtype(device: str) -> "torch.dtype":
+    """float32 on a CPU, where bfloat16 is emulated and about a hundred times slower."""
+    import torch
+
+    return torch.float32 if device == "cpu" else torch.bfloat16
+
+
+def _only(rows: Any, *names: str) -> dict[str, "Tensor"]:
+    return {name: rows[name] for name in names}
+
+
+def _patch(latents: "Tensor") -> "Tensor":
+    """Gather 2 x 2 neighbours into channels. Shapes: (B, C, h, w) to (B, 4C, h/2, w/2)."""
+    from torch.nn.functional import pixel_unshuffle
+
+    return pixel_unshuffle(latents, 2)
+
+
+def _unpatch(latents: "Tensor") -> "Tensor":
+    from torch.nn.functional import pixel_shuffle
+
+    return pixel_shuffle(latents, 2)
+
+
+def _whitening(vae: "nn.Module", latents: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """Mean and deviation of the patched latents, as the VAE's batch norm keeps them. Shapes: (1, C, 1, 1) each."""
+    mean, variance = (x.view(1, -1, 1, 1).to(latents) for x in (vae.bn.running_mean, vae.bn.running_var))
+    return mean, (variance + vae.config.batch_norm_eps).sqrt()
+
+
+def _positions(*lengths: int) -> "Tensor":
+    """Coordinates (time, row, column, word) of each token, in order."""
+    import torch
+
+    return torch.cartesian_prod(*[torch.arange(length) for length in lengths])
+
+
+def _tiny_parts() -> dict[str, Any]:
+    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    blocks = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "layers_per_block": 1}
+    vae = AutoencoderKLFlux2(**blocks, latent_channels=4, mid_block_add_attention=False)
+    vae.decoder.conv_out.weight.data *= 4  # so that pictures have colours, and comparing them means something
+    vae.bn.running_mean.normal_(std=0.1)
+    vae.bn.running_var.uniform_(0.5, 1.5)
+    tokenizer = _tiny_tokenizer()
+    text = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    networks = {"transformer": transformer, "vae": vae, "text_encoder": Qwen3ForCausalLM(text)}
+    return {
+        **{name: network.eval().requires_grad_(False) for name, network in networks.items()},
+        "tokenizer": tokenizer,
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    }
+
+
+def _tiny_tokenizer() -> Any:
+    """A tokenizer of single bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import Qwen2TokenizerFast
+
+    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    core = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = Qwen2TokenizerFast(
+        tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>", unk_token=None, padding_side="right"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": words[:3]})
+    tokenizer.chat_template = "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
+    return tokenizer
+
+
+FAMILY = Flux2Klein()

@@ -1,0 +1,90 @@
+"""This machine: folders, address, limits, device. The only reader of environment variables."""
+
+import os
+import secrets
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What this machine allows and where things are kept; made by `read`."""
+
+    home: Path
+    host: str | None = None
+    port: int | None = None
+    share: bool = False
+    auth: tuple[tuple[str, str], ...] = ()
+    root_path: str = ""
+    public_url: str = ""
+    device: str = "auto"
+    threads: int = 1
+    upload_mib: int = 2048
+    on_space: bool = False
+    allow_private_webhooks: bool = False
+
+    @property
+    def runs(self) -> Path:
+        """One folder per run."""
+        return self.home / "runs"
+
+    @property
+    def trash(self) -> Path:
+        """Deleted runs, until they are emptied."""
+        return self.home / "trash"
+
+    @cached_property
+    def secret(self) -> bytes:
+        """The key that signs links to files; made once and kept, so that links survive a restart."""
+        path = self.home / "secret.key"
+        self.home.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(32))
+        return path.read_bytes()
+
+    def worker_environment(self) -> dict[str, str]:
+        """The environment of a worker: this one, with its threads and folders decided."""
+        threads = str(self.threads)
+        decided = {"FINETUNE_HOME": str(self.home), "FINETUNE_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+        return {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **decided}
+
+    def keep_uploads_at_home(self) -> None:
+        """Let Gradio keep what is uploaded on the disk that has the room, unless it is told where."""
+        os.environ.setdefault("GRADIO_TEMP_DIR", str(self.home / "uploads"))
+
+
+def read() -> Settings:
+    """Read FINETUNE_* variables and, on a Hugging Face Space, those that the Space sets."""
+    environment = os.environ
+    space_host = environment.get("SPACE_HOST", "").split(",")[0]
+    return Settings(
+        home=Path(environment.get("FINETUNE_HOME") or _default_home()).expanduser().resolve(),
+        host=environment.get("GRADIO_SERVER_NAME"),
+        port=int(environment["GRADIO_SERVER_PORT"]) if environment.get("GRADIO_SERVER_PORT") else None,
+        share=environment.get("GRADIO_SHARE", "").lower() in ("1", "true"),
+        root_path=environment.get("GRADIO_ROOT_PATH", ""),
+        public_url=environment.get("PUBLIC_URL") or (f"https://{space_host}" if space_host else ""),
+        device=environment.get("FINETUNE_DEVICE", "auto"),
+        threads=int(environment.get("FINETUNE_THREADS") or _free_cores()),
+        upload_mib=int(environment.get("FINETUNE_UPLOAD_MIB", "2048")),
+        on_space=bool(environment.get("SPACE_ID")),
+        allow_private_webhooks=environment.get("FINETUNE_PRIVATE_WEBHOOKS", "") in ("1", "true"),
+    )
+
+
+def _default_home() -> Path:
+    space_disk = Path("/data")
+    if os.environ.get("SPACE_ID") and os.access(space_disk, os.W_OK):
+        return space_disk / "finetune"
+    return Path.home() / ".finetune"
+
+
+def _free_cores() -> int:
+    """Cores that this process may use: more threads than that make torch many times slower."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return max(1, (os.cpu_count() or 2) // 2)

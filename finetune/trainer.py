@@ -1,0 +1,199 @@
+"""The training loop, readable from top to bottom.
+
+It knows neither families nor what is trained: latents and captions go in, a velocity comes out, a trainee's parameters
+move. The pictures, times and noise of a step derive from the seed and the step, so a resumed run is exactly the same.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from statistics import mean, median
+
+import torch
+
+from finetune import checkpoints, encodings, flow
+from finetune.encodings import Encoded
+from finetune.errors import DivergedError, OutOfMemoryError
+from finetune.families import Model
+from finetune.lora import Trainee
+from finetune.recipe import TrainConfig
+from finetune.runs import Run
+
+BETAS = (0.9, 0.99)  # a few hundred steps are too few for the usual 0.999
+GRADIENT_NORM = 1.0
+LAST_RATE = 0.1  # share of the learning rate that is left at the end
+BAD_STEPS = 3  # steps in a row without a finite loss that end a run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far training came."""
+
+    step: int
+    is_complete: bool
+    """False when it was asked to stop."""
+    seconds: float
+
+
+def train(
+    model: Model,
+    trainee: Trainee,
+    encoded: Encoded,
+    config: TrainConfig,
+    run: Run,
+    draw_samples: Callable[[int], None],
+) -> Outcome:
+    """Train, from the newest checkpoint on, until all steps are done or a stop is asked for.
+
+    Raises: DivergedError, OutOfMemoryError.
+    """
+    parameters = list(trainee.parameters.values())
+    optimiser = torch.optim.AdamW(parameters, betas=BETAS, weight_decay=trainee.weight_decay)
+    first = checkpoints.load(
+        run.checkpoints, trainee.parameters, optimiser, warn=lambda text: run.tell("warning", message=text, hint="")
+    )
+    pace, bad_steps = Pace(config, first), 0
+    with memory_in_words():
+        if first == 0:
+            pace.measure_samples(draw_samples, 0)
+        batches = enumerate(encoded.plan(config.seed, config.batch_size))
+        for step, (latents, captions) in islice(batches, first, config.iterations):
+            if run.is_asked_to_stop():
+                checkpoints.save(run.checkpoints, step, trainee.parameters, optimiser)
+                run.tell("checkpoint", step=step)
+                return Outcome(step, False, pace.seconds)
+            t = flow.draw_times(config.seed, step, len(latents), config.time_shift)
+            noise = flow.draw_noise(config.seed, step, latents.shape)
+
+            with _precision(config.device):
+                predicted = model.predict_velocity(flow.noise_latents(latents, noise, t), t, captions)
+            loss = flow.loss(predicted, latents.to(predicted.device), noise.to(predicted.device))
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
+
+            for group in optimiser.param_groups:
+                group["lr"] = rate(step, config)
+            is_finite = math.isfinite(loss.item()) and math.isfinite(norm.item())
+            if is_finite:
+                optimiser.step()
+            optimiser.zero_grad()
+            bad_steps = 0 if is_finite else bad_steps + 1
+
+            done = step + 1
+            pace.count_step()
+            run.tell(
+                "step",
+                step=done,
+                of=config.iterations,
+                loss=loss.item() if math.isfinite(loss.item()) else None,
+                rate=rate(step, config),
+                seconds_left=round(pace.seconds_left(done), 1),
+            )
+            if bad_steps == BAD_STEPS:
+                raise DivergedError(
+                    f"The loss was not a number in {BAD_STEPS} steps in a row, the last of them step {done}.",
+                    f"Train again with a lower learning rate than {config.learning_rate:g}.",
+                )
+            if _is_due(done, config.sample_every, config.iterations):
+                pace.measure_samples(draw_samples, done)
+            if _is_due(done, config.checkpoint_every, config.iterations):
+                checkpoints.save(run.checkpoints, done, trainee.parameters, optimiser)
+                run.tell("checkpoint", step=done)
+    return Outcome(config.iterations, True, pace.seconds)
+
+
+def rate(step: int, config: TrainConfig) -> float:
+    """The learning rate of a step: up in a line while warming up, then down along a cosine to a tenth."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.iterations - config.warmup_steps)
+    return config.learning_rate * (LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+@torch.no_grad()
+def grid_loss(model: Model, encoded: Encoded, seed: int, draws: int = 8, pictures: int = 16) -> float:
+    """Mean loss of some of the pictures over the same noise and times whenever it is measured.
+
+    Times lie evenly over [0, 1], not shifted, so that the figure does not depend on how the model was trained.
+    """
+    losses = []
+    for picture in range(0, len(encoded.latents), math.ceil(len(encoded.latents) / pictures)):
+        batch = encoded.latents[picture][-1].expand(draws, -1, -1, -1)
+        noise = torch.randn(batch.shape, generator=flow.generator(seed, "grid", picture))
+        t = (torch.arange(draws) + 0.5) / draws
+        captions = encodings.rows(encoded.captions, [picture] * draws)
+        predicted = model.predict_velocity(flow.noise_latents(batch, noise, t), t, captions).cpu()
+        losses.append(flow.loss(predicted, batch, noise).item())
+    return mean(losses)
+
+
+def recovered(base_loss: float, full_loss: float, lora_loss: float) -> float:
+    """The share of what a full finetune gained that the LoRA extracted from it keeps; 1 when nothing was gained."""
+    gained = base_loss - full_loss
+    return (base_loss - lora_loss) / gained if gained > 0 else 1.0
+
+
+@contextmanager
+def memory_in_words() -> Iterator[None]:
+    """Turn torch's out-of-memory errors into one with a hint. Raises: OutOfMemoryError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            "There is not enough memory for this run.",
+            "Close other programs, or choose the priority “speed”: it trains smaller pictures in smaller batches.",
+        ) from error
+
+
+@dataclass
+class Pace:
+    """How fast training goes, and so how long it will take, the samples that are still to be drawn included."""
+
+    config: TrainConfig
+    first: int
+    _steps: deque[float] = field(default_factory=lambda: deque(maxlen=30))
+    _samples: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+    _started: float = field(default_factory=time.monotonic)
+    _last: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Since training began."""
+        return time.monotonic() - self._started
+
+    def count_step(self) -> None:
+        """A step has ended."""
+        now = time.monotonic()
+        self._steps.append(now - self._last)
+        self._last = now
+
+    def measure_samples(self, draw_samples: Callable[[int], None], step: int) -> None:
+        """Draw samples; the time goes to them, not to the next step."""
+        before = time.monotonic()
+        draw_samples(step)
+        self._last = time.monotonic()
+        self._samples.append(self._last - before)
+
+    def seconds_left(self, done: int) -> float:
+        """Until training ends; the median of recent steps, because single ones are slow."""
+        later = range(done, self.config.iterations)
+        samples = sum(_is_due(step + 1, self.config.sample_every, self.config.iterations) for step in later)
+        if _is_due(done, self.config.sample_every, self.config.iterations):
+            samples += 1  # those of this very step are drawn after it is told
+        return median(self._steps) * len(later) + (mean(self._samples) * samples if self._samples else 0.0)
+
+
+def _is_due(done: int, every: int, last: int) -> bool:
+    return done == last or (every > 0 and done % every == 0)
+
+
+def _precision(device: str) -> torch.autocast:
+    """bfloat16 on a GPU; on a CPU it is emulated and slow, so all stays in float32."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu")

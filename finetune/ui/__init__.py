@@ -1,0 +1,44 @@
+"""The page: three tabs, and the address that opens one of them. Gradio is imported here and nowhere below."""
+
+from typing import Any
+
+import gradio as gr
+
+from finetune.queue import Queue
+from finetune.settings import Settings
+from finetune.ui import handlers, library, new, run
+
+
+def build(settings: Settings, queue: Queue) -> gr.Blocks:
+    """Build the page of a data folder."""
+    with gr.Blocks(title="Finetune", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as blocks:
+        gr.HTML(
+            html_template="<header class='brand'><h1>Finetune</h1><p>Teach an image model your pictures.</p></header>"
+        )
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("New finetune", id="new"):
+                tab = new.build(queue)
+            with gr.Tab("Run", id="run"):
+                live = run.build(queue)
+            with gr.Tab("Runs", id="runs"):
+                listed = library.build(queue)
+        tab.train.click(
+            handlers.event(new.train, queue),
+            inputs_kwargs={"pictures": tab.pictures, "panel": tab.panel, **tab.fields},
+            outputs=[tabs, live, tab.pictures, tab.panel, tab.problem],
+            validator=handlers.event(new.check, queue),
+            api_visibility="private",
+        )
+        listed.open(handlers.event(library.open_run, queue), outputs=[tabs, live], api_visibility="private")
+        blocks.load(handlers.event(open_address, queue), outputs=[tabs, live, tab.panel], api_visibility="private")
+    return blocks
+
+
+def open_address(queue: Queue, request: gr.Request) -> tuple[Any, Any, Any]:
+    """Open what the address names: a run, or a draft; returns the tab, the run's id and the panel's value."""
+    asked = request.query_params
+    if id := asked.get("run"):
+        return gr.Tabs(selected="run"), id, gr.skip()
+    if id := asked.get("draft"):
+        return gr.skip(), gr.skip(), new.reopen(queue, id)
+    return gr.skip(), gr.skip(), gr.skip()

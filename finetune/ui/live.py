@@ -1,0 +1,198 @@
+"""What the live view is told: everything about a run that is new since a cursor.
+
+Separate from the tab, because it is pure: events go in, words and numbers come out.
+"""
+
+from typing import Any
+
+from finetune import api, registry, runs
+from finetune.queue import Queue
+from finetune.runs import Run, State
+
+MOST_POINTS = 800
+MOST_LOG_LINES = 200
+WORDS = {
+    State.DRAFT: "Draft",
+    State.QUEUED: "Waiting",
+    State.RUNNING: "Running",
+    State.STOPPING: "Stopping",
+    State.STOPPED: "Stopped",
+    State.FAILED: "Failed",
+    State.READY: "Ready",
+}
+FIGURES = {
+    "seconds": ("Time", lambda value: duration(value)),
+    "peak_memory_mib": ("Peak memory", lambda value: f"{value:,.0f} MiB"),
+    "captured_energy": ("Captured by the LoRA", lambda value: f"{value:.1%}"),
+    "largest_difference": ("File against trainer", lambda value: f"at most {value} of 255"),
+}
+
+
+def news(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
+    """What is new about a run since a cursor (`{"run": id, "since": bytes}`). Raises: FinetuneError for no such run."""
+    run = runs.find(queue.settings.runs, str(asked.get("run", "")))
+    since = asked.get("since")
+    since = since if isinstance(since, int) and since > 0 else 0
+    events, cursor = run.events(since)
+    state = queue.state(run)
+    told = {
+        "run": run.id,
+        "cursor": cursor,
+        "state": state,
+        "badge": WORDS[state],
+        "notice": _notice(queue, run, state),
+    }
+    told |= _progress(events)
+    told |= {"points": points(events), "samples": _samples(queue, run, events), "log": _log(events)}
+    if since == 0:
+        told |= _about(run)
+    if state in (State.READY, State.STOPPED):
+        told["result"] = _result(queue, run)
+    if state is State.FAILED:
+        told["failure"] = _last(queue, run, "failed")
+    return told
+
+
+def points(events: list[dict[str, Any]]) -> list[list[float]]:
+    """Step and loss of each step told of; what a resumed run does again replaces what it had done.
+
+    Of a long run every point is kept once, and thinned out evenly to what a screen can show.
+    """
+    found: list[list[float]] = []
+    for event in events:
+        if event["kind"] == "step":
+            while found and found[-1][0] >= event["step"]:
+                found.pop()
+            found.append([event["step"], event["loss"]])
+    if len(found) <= MOST_POINTS:
+        return found
+    return [found[i * (len(found) - 1) // (MOST_POINTS - 1)] for i in range(MOST_POINTS)]
+
+
+def duration(seconds: float) -> str:
+    """A time in words."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _about(run: Run) -> dict[str, Any]:
+    request = run.request()
+    if not request:
+        return {"name": "Draft", "facts": []}
+    bases = registry.base_models()
+    base = bases[request.base_model].title if request.base_model in bases else request.base_model
+    facts = [
+        base,
+        f"{request.mode.value} mode",
+        f"trigger word {request.trigger_word}",
+        f"{request.finetune_type.value}, rank {request.lora_rank}",
+        f"{request.iterations} steps",
+    ]
+    return {"name": request.finetune_comment, "facts": facts}
+
+
+def _notice(queue: Queue, run: Run, state: State) -> str:
+    """What to say while there is no stage."""
+    if state is not State.QUEUED:
+        return {
+            State.STOPPING: "Stopping after the current step; what was learned so far is kept.",
+            State.STOPPED: "This run was stopped. It can go on from where it was.",
+            State.READY: "The LoRA was saved, loaded back and checked.",
+        }.get(state, "")
+    before = next((place for place, other in enumerate(queue.waiting()) if other.id == run.id), 0)
+    return "Waiting for its turn." if not before else f"Waiting for its turn; {before} before it in the queue."
+
+
+def _progress(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stage and step, by the last event that says something about them."""
+    for event in reversed(events):
+        match event["kind"]:
+            case "step":
+                values = {"done": event["step"], "of": event["of"], "seconds_left": event.get("seconds_left")}
+                return {"progress": {"title": "Training", **values}}
+            case "stage":
+                return {"progress": {"title": event["title"], "done": event.get("done"), "of": event.get("of")}}
+            case "queued" | "started":
+                return {"progress": {"title": "Starting", "done": None, "of": None}}
+    return {}
+
+
+def _samples(queue: Queue, run: Run, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "step": event["step"],
+            "index": event["index"],
+            "prompt": event["prompt"],
+            "url": api.file_link(queue.settings, run, f"samples/{event['file']}"),
+        }
+        for event in events
+        if event["kind"] == "sample"
+    ]
+
+
+def _log(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    lines = [line for event in events if (line := _line(event))]
+    return lines[-MOST_LOG_LINES:]
+
+
+def _line(event: dict[str, Any]) -> dict[str, Any] | None:
+    said = event.get("message") or event.get("reason") or ""
+    match event["kind"]:
+        case "queued":
+            words = "In the queue."
+        case "started" if "pid" in event:
+            words = "The worker has started."
+        case "stage" if event.get("done") in (None, 0):
+            words = f"{event['title']}."
+        case "checkpoint":
+            words = f"Checkpoint at step {event['step']}."
+        case "caption":
+            words = f"{event['file']}: {event['text']}"
+        case "log":
+            words = said
+        case "warning" | "failed":
+            words = f"{said} {event.get('hint', '')}".strip()
+        case "interrupted":
+            words = f"The worker was lost. {said}"
+        case "stopping":
+            words = "Asked to stop."
+        case "stopped":
+            words = f"Stopped at step {event.get('step', 0)}."
+        case "ready":
+            words = "Ready."
+        case _:
+            return None
+    is_warning = event["kind"] in ("warning", "failed", "interrupted")
+    return {"time": event["time"], "text": words, "is_warning": is_warning}
+
+
+def _last(queue: Queue, run: Run, kind: str) -> dict[str, Any]:
+    events, _ = run.events()
+    return next((event for event in reversed(events) if event["kind"] == kind), {})
+
+
+def _result(queue: Queue, run: Run) -> dict[str, Any] | None:
+    """What can be downloaded, with measured figures and the lines that use it; None while there is nothing."""
+    request, ending = run.request(), _last(queue, run, queue.state(run))
+    files = [file for file in ending.get("files", []) if (run.results / file["name"]).is_file()]
+    if not request or not files:
+        return None
+    summary = ending.get("summary", {})
+    figures = [[words, show(summary[name])] for name, (words, show) in FIGURES.items() if name in summary]
+    return {
+        "files": [{**file, "url": api.file_link(queue.settings, run, f"results/{file['name']}")} for file in files],
+        "figures": figures,
+        "usage": _usage(run, files[0]["name"]),
+    }
+
+
+def _usage(run: Run, lora_name: str) -> str:
+    request = run.request()
+    base = registry.base_models().get(request.base_model)
+    if not base:
+        return ""
+    prompts = run.read("config.json").get("sample_prompts") or [request.trigger_word]
+    return registry.families()[base.family].usage(base, lora_name, prompts[-1])

@@ -1,0 +1,168 @@
+"""The tab New finetune: pictures in, request filled in, Train."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from finetune import dataset, runs
+from finetune.errors import FinetuneError
+from finetune.queue import Queue
+from finetune.runs import State
+from finetune.settings import ASSETS
+from finetune.ui import form, handlers, page, pictures
+
+EXAMPLE = ASSETS / "example" / "twemoji.zip"
+EXAMPLE_FIELDS = {"finetune_comment": "twemoji", "mode": "style", "trigger_word": "TWEMO"}
+SHOWN_IN_WORDS = ("trigger_word", "base_model", "finetune_type", "iterations", "learning_rate", "priority", "lora_rank")
+# The panel redraws captions as they are typed, without asking for a Python event at each key.
+FOLLOW = """(panel, mode, trigger, captioning, base) =>
+    panel && panel.run ? { run: panel.run, mode, trigger, captioning, base } : panel"""
+CHECKING = gr.Progress()
+
+
+@dataclass(frozen=True)
+class NewTab:
+    """What the page wires up: the button, and what it takes and changes."""
+
+    train: gr.Button
+    pictures: gr.File
+    problem: gr.HTML
+    panel: gr.HTML
+    fields: dict[str, Component]
+
+
+def build(queue: Queue) -> NewTab:
+    """Lay the tab out and wire all but the Train button."""
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=6, min_width=320):
+            zip_file = gr.File(
+                label="Pictures (ZIP)", file_types=[".zip"], file_count="single", height=150, elem_id="pictures-zip"
+            )
+            problem = gr.HTML(value="", elem_id="pictures-problem", html_template=page.NOTICE)
+            example = gr.Button("Load the example", size="sm", elem_id="load-example", visible=EXAMPLE.exists())
+            gr.Markdown(
+                "JPEG, PNG, WebP, HEIC and more. A `.txt` file with a picture’s name, or one `captions.csv`, brings "
+                "captions of your own. 10 to 200 pictures work best.",
+                elem_classes="hint",
+            )
+            panel = page.component(
+                "pictures.js", [handlers.server(pictures.panel, queue, "pictures")], elem_id="pictures-panel"
+            )
+        with gr.Column(scale=5, min_width=320):
+            fields = form.build()
+            words = gr.HTML(
+                value=form.in_words(_defaults(fields)),
+                html_template="<p class='words'>{{value}}</p>",
+                elem_id="in-words",
+            )
+            train = gr.Button("Train", variant="primary", size="lg", elem_id="train")
+    tab = NewTab(train, zip_file, problem, panel, fields)
+    _wire(queue, tab, example, words)
+    return tab
+
+
+def receive(
+    queue: Queue,
+    zip_path: str | None,
+    name: str,
+    mode: str,
+    trigger: str,
+    captioning: bool,
+    base: str,
+    progress: gr.Progress = CHECKING,
+) -> tuple[dict[str, Any] | None, dict[str, str] | None, str]:
+    """Make a draft of an uploaded ZIP; returns the panel's value, what is wrong with the ZIP, and the name."""
+    if not zip_path:
+        return None, None, name
+    run = runs.create(queue.settings.runs)
+    try:
+        dataset.unpack(Path(zip_path), run, lambda done, of: progress((done, of), desc="Checking pictures"))
+    except FinetuneError as error:
+        runs.discard(run)
+        return None, page.notice(error), name
+    value = {"run": run.id, "mode": mode, "trigger": trigger, "captioning": captioning, "base": base}
+    return value, None, name or Path(zip_path).stem
+
+
+def load_example(queue: Queue, captioning: bool, base: str, progress: gr.Progress = CHECKING) -> tuple[Any, ...]:
+    """Take the example ZIP that ships, with fields that suit it; returns file, panel, problem, and those fields."""
+    asked = EXAMPLE_FIELDS
+    panel, problem, _ = receive(
+        queue, str(EXAMPLE), "", asked["mode"], asked["trigger_word"], captioning, base, progress
+    )
+    return str(EXAMPLE), panel, problem, *asked.values()
+
+
+def check(queue: Queue, pictures: Any, panel: Any, **values: Any) -> list[dict[str, Any]]:
+    """Say beside each field what is wrong with it, before anything starts."""
+    problems = form.check(values)
+    if not (panel or {}).get("run"):
+        problems["pictures"] = "Drop a ZIP of pictures first, or load the example."
+    names = ("pictures", "panel", *form.names())
+    return [gr.validate(name not in problems, problems.get(name, "")) for name in names]
+
+
+def train(queue: Queue, pictures: Any, panel: dict[str, Any], **values: Any) -> tuple[Any, ...]:
+    """Put the draft into the queue; returns the open tab, the run to show, and an empty upload."""
+    run = runs.find(queue.settings.runs, str((panel or {}).get("run", "")))
+    queue.submit(run, form.read(values))
+    return gr.Tabs(selected="run"), run.id, None, None, None
+
+
+def reopen(queue: Queue, id: str) -> dict[str, Any] | None:
+    """The panel's value for a draft named in the address; None if it is gone or was started."""
+    try:
+        run = runs.find(queue.settings.runs, id)
+    except FinetuneError:
+        return None
+    if queue.state(run) is not State.DRAFT or not run.read("dataset.json"):
+        return None
+    draft = run.read("draft.json")
+    return {
+        "run": run.id,
+        "mode": draft.get("mode"),
+        "trigger": "",
+        "captioning": True,
+        "base": draft.get("base_model"),
+    }
+
+
+def _wire(queue: Queue, tab: NewTab, example: gr.Button, words: gr.HTML) -> None:
+    private = {"api_visibility": "private", "show_progress_on": tab.panel}
+    fields = tab.fields
+    about = [fields[name] for name in ("mode", "trigger_word", "captioning", "base_model")]
+    name = fields["finetune_comment"]
+    tab.pictures.upload(
+        handlers.event(receive, queue), [tab.pictures, name, *about], [tab.panel, tab.problem, name], **private
+    )
+    tab.pictures.clear(fn=None, js="() => [null, null]", outputs=[tab.panel, tab.problem], api_visibility="private")
+    example.click(
+        handlers.event(load_example, queue),
+        [fields["captioning"], fields["base_model"]],
+        [tab.pictures, tab.panel, tab.problem, *(fields[name] for name in EXAMPLE_FIELDS)],
+        **private,
+    )
+    gr.on(
+        [component.change for component in about],
+        fn=None,
+        js=FOLLOW,
+        inputs=[tab.panel, *about],
+        outputs=tab.panel,
+        api_visibility="private",
+    )
+    gr.on(
+        [fields[name].change for name in SHOWN_IN_WORDS],
+        lambda **values: form.in_words(values),
+        inputs_kwargs=fields,
+        outputs=words,
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+
+def _defaults(fields: dict[str, Component]) -> dict[str, Any]:
+    return {name: component.value for name, component in fields.items()}

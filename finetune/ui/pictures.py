@@ -1,0 +1,86 @@
+"""What the panel under the upload is told: a draft's pictures, with captions as they will be trained.
+
+Separate from the tab, because it is pure but for one thing: pictures without a caption are given to the captioner.
+"""
+
+from typing import Any
+
+from finetune import api, captions, dataset, runs
+from finetune.dataset import Dataset, Picture
+from finetune.inputs import Mode, Request
+from finetune.queue import Queue
+from finetune.runs import Run, State
+
+TRIGGER = Request.model_fields["trigger_word"].default
+
+
+def panel(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
+    """The pictures of a run as `{"run", "mode", "trigger", "captioning", "base"}` would train them.
+
+    Raises: FinetuneError for no such run, DatasetError for one without pictures.
+    """
+    run = runs.find(queue.settings.runs, str(asked.get("run", "")))
+    found = dataset.read(run)
+    mode = Mode(asked["mode"]) if asked.get("mode") in list(Mode) else None
+    captioning = bool(asked.get("captioning", True))
+    said = run.read("descriptions.json").get(mode, {}) if mode else {}
+    silent = [picture for picture in found.images if not picture.caption and picture.file not in said]
+    is_waiting = bool(mode and captioning and silent) and _is_described(queue, run, mode, str(asked.get("base")))
+    trigger = " ".join(str(asked.get("trigger") or "").split()) or TRIGGER
+    told = []
+    for picture in found.images:
+        description = said.get(picture.file)
+        words = captions.trained(picture.caption, description, mode or Mode.GENERAL, trigger, captioning)
+        told.append({**_shown(queue, run, picture), "caption": words, "origin": "plain"})
+        if picture.caption:
+            told[-1]["origin"] = "zip"
+        elif captioning and description:
+            told[-1]["origin"] = "described"
+        elif captioning and (is_waiting or not mode):
+            told[-1] |= {"origin": "waiting", "caption": "" if mode else "Choose a mode to have it described."}
+    return {
+        "pictures": told,
+        "counts": _counts(found, [picture["origin"] for picture in told]),
+        "ignored": [{"file": one.file, "reason": one.reason} for one in found.ignored],
+        "warnings": [*found.warnings, *([] if is_waiting or not captioning else _troubles(run, silent, mode))],
+        "is_waiting": is_waiting,
+    }
+
+
+def _is_described(queue: Queue, run: Run, mode: Mode, base_model: str) -> bool:
+    """Let the pictures be described; returns whether a description can still come."""
+    if queue.state(run) is not State.DRAFT:
+        return False
+    queue.describe(run, mode, base_model)
+    return queue.is_describing(run)
+
+
+def _shown(queue: Queue, run: Run, picture: Picture) -> dict[str, Any]:
+    thumbnail = f"thumbnails/{picture.file.removesuffix('.png')}.webp"
+    url = api.file_link(queue.settings, run, thumbnail)
+    return {"file": picture.file, "source": picture.source, "url": url, "notes": list(picture.notes)}
+
+
+def _counts(found: Dataset, origins: list[str]) -> str:
+    total = len(found.images)
+    parts = [f"{total} picture{'' if total == 1 else 's'}"]
+    words = {
+        "zip": "with captions from the ZIP",
+        "described": "described",
+        "waiting": "will be described",
+        "plain": "with a plain caption",
+    }
+    parts += [f"{count} {text}" for origin, text in words.items() if (count := origins.count(origin))]
+    return ", ".join(parts)
+
+
+def _troubles(run: Run, silent: list[Picture], mode: Mode | None) -> list[str]:
+    """Why pictures were not described."""
+    if not silent or not mode:
+        return []
+    events, _ = run.events()
+    failed = next((event for event in reversed(events) if event["kind"] == "caption_failed"), None)
+    why = (
+        f"{failed['message']} {failed.get('hint', '')}".strip() if failed else "The captioner found no words for them."
+    )
+    return [f"{len(silent)} picture{' gets' if len(silent) == 1 else 's get'} a plain caption. {why}"]

@@ -1,0 +1,103 @@
+"""Signed deliveries: a run's end is told once to the address that its request names.
+
+Deliveries are kept in the run folder (webhook.json), so that they survive a restart of the service. Anyone can name
+the address; therefore only public addresses are called, at the very address that was checked, without redirects.
+"""
+
+import hashlib
+import hmac
+import http.client
+import ipaddress
+import json
+import socket
+import ssl
+import time
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from finetune import settings
+from finetune.errors import FinetuneError
+from finetune.runs import Run, State
+
+WAITS_SECONDS = (1, 5, 30)
+TIMEOUT_SECONDS = 30
+
+
+def is_due(run: Run, now: float) -> bool:
+    """Whether a finished run still has to be told to someone at this time."""
+    request = run.request()
+    if request is None or request.webhook_url is None:
+        return False
+    record = run.read("webhook.json")
+    return not record.get("is_over") and now >= record.get("next_time", 0)
+
+
+def deliver(run: Run, state: State) -> None:
+    """Try once; what came of it is kept, and when to try again."""
+    request = run.request()
+    body = json.dumps(_message(run, state)).encode()
+    headers = {"Content-Type": "application/json", "User-Agent": "finetune"}
+    if request.webhook_secret:
+        headers["X-BFL-Signature"] = sign(body, request.webhook_secret)
+    record = run.read("webhook.json") or {"attempts": []}
+    answer = _post(str(request.webhook_url), body, headers)
+    record["attempts"].append({"time": time.time(), "answer": answer})
+    tried = len(record["attempts"])
+    record["is_over"] = answer.startswith("2") or tried > len(WAITS_SECONDS)
+    if not record["is_over"]:
+        record["next_time"] = time.time() + WAITS_SECONDS[tried - 1]
+    run.write("webhook.json", record)
+
+
+def sign(body: bytes, secret: str) -> str:
+    """The signature that the receiver compares with its own."""
+    return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+
+
+def _message(run: Run, state: State) -> dict[str, Any]:
+    events, _ = run.events()
+    error = next((event["message"] for event in reversed(events) if event["kind"] == "failed"), None)
+    is_ready = state is State.READY
+    return {
+        "id": run.id,
+        "task_id": run.id,
+        "finetune_id": run.id,
+        "status": "Ready" if is_ready else "Error",
+        "result": None,
+        "progress": None,
+        "error": None if is_ready else error or f"The run was {state}.",
+        "message": "The finetune is ready." if is_ready else error or f"The run was {state}.",
+        "timestamp": datetime.now(UTC).isoformat(),
+    }
+
+
+def _post(url: str, body: bytes, headers: dict[str, str]) -> str:
+    """Send once; returns the status line or, in words, why nothing was sent."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        address = checked_address(parts.hostname, port)
+        connection = http.client.HTTPConnection(address, port, timeout=TIMEOUT_SECONDS)
+        connection.sock = socket.create_connection((address, port), TIMEOUT_SECONDS)
+        if parts.scheme == "https":
+            connection.sock = ssl.create_default_context().wrap_socket(connection.sock, server_hostname=parts.hostname)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection.request("POST", target, body, {"Host": parts.netloc.rpartition("@")[2], **headers})
+        answer = connection.getresponse()
+        connection.close()
+        return f"{answer.status} {answer.reason}"
+    except (FinetuneError, OSError, http.client.HTTPException) as error:
+        return f"not delivered: {error}"
+
+
+def checked_address(host: str, port: int) -> str:
+    """Resolve a host to an address that may be called. Raises: FinetuneError for one that is not public."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    address = str(found[0][4][0])
+    if not ipaddress.ip_address(address).is_global and not settings.read().allow_private_webhooks:
+        raise FinetuneError(
+            f"{host} is not a public address.",
+            "Set FINETUNE_PRIVATE_WEBHOOKS=1 to allow addresses of your own network.",
+        )
+    return address

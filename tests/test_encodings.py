@@ -1,0 +1,178 @@
+"""Encoding once: what is kept, what is read again, how pictures are cut, which ones a step sees."""
+
+from collections import Counter
+from itertools import islice
+
+import fakes
+import pytest
+import torch
+from PIL import Image
+
+from finetune import encodings
+
+
+class Counting:
+    """A model that counts what it encodes."""
+
+    def __init__(self):
+        self.model, self.pictures, self.prompts = fakes.tiny_model(), 0, 0
+        self.base, self.patch_px, self.release = self.model.base, self.model.patch_px, self.model.release
+
+    def encode_images(self, pixels):
+        self.pictures += len(pixels)
+        return self.model.encode_images(pixels)
+
+    def encode_prompts(self, prompts):
+        self.prompts += len(prompts)
+        return self.model.encode_prompts(prompts)
+
+
+def _encode(model, folder, paths, captions, resolutions=(32,), progress=fakes.ignore):
+    return encodings.encode(model, paths, captions, ["a TOK"], resolutions, folder, progress)
+
+
+def test_second_time_nothing_is_encoded(tmp_path):
+    """The same pictures and captions are read from the folder, and are equal."""
+    paths = fakes.pictures(tmp_path / "images", [(40, 40), (64, 32)])
+    first, second = Counting(), Counting()
+
+    made = _encode(first, tmp_path / "kept", paths, ["one", "two"])
+    read = _encode(second, tmp_path / "kept", paths, ["one", "two"])
+
+    assert (first.pictures, first.prompts) == (2, 4)
+    assert (second.pictures, second.prompts) == (0, 0)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(made.latents, read.latents, strict=True))
+    assert torch.equal(made.captions["text"], read.captions["text"])
+
+
+def test_only_what_changed_is_encoded_again(tmp_path):
+    """A new caption costs one encoding, a changed picture another; a renamed picture costs none."""
+    paths = fakes.pictures(tmp_path / "images", [(40, 40), (64, 32)])
+    _encode(Counting(), tmp_path / "kept", paths, ["one", "two"])
+    renamed = [paths[0].rename(tmp_path / "images" / "other.png"), paths[1]]
+    Image.new("RGB", (64, 32), "red").save(paths[1])
+    model = Counting()
+
+    _encode(model, tmp_path / "kept", renamed, ["one", "three"])
+
+    assert (model.pictures, model.prompts) == (1, 1)
+
+
+def test_broken_file_is_made_again(tmp_path):
+    """A file that was cut off is encoded anew instead of ending the run."""
+    paths = fakes.pictures(tmp_path / "images", [(40, 40)])
+    made = _encode(Counting(), tmp_path / "kept", paths, ["one"])
+    for path in (tmp_path / "kept").iterdir():
+        path.write_bytes(path.read_bytes()[:20])
+    model = Counting()
+
+    again = _encode(model, tmp_path / "kept", paths, ["one"])
+
+    assert (model.pictures, model.prompts) == (1, 3)
+    assert torch.equal(made.latents[0][0], again.latents[0][0])
+
+
+def test_captions_stay_with_their_pictures(tmp_path):
+    """Each picture's latents and caption are those that it has alone, also when captions repeat."""
+    paths = fakes.pictures(tmp_path / "images", [(40, 40), (64, 32), (40, 40)])
+    captions = ["same", "other", "same"]
+
+    together = _encode(fakes.tiny_model(), tmp_path / "kept", paths, captions)
+
+    for number, (path, caption) in enumerate(zip(paths, captions, strict=True)):
+        alone = _encode(fakes.tiny_model(), tmp_path / "alone", [path], [caption])
+        assert torch.equal(together.latents[number][0], alone.latents[0][0])
+        assert torch.equal(together.captions["text"][number], alone.captions["text"][0])
+
+
+def test_progress_is_told_to_the_end(tmp_path):
+    """Both kinds of encoding count up to their number."""
+    told = []
+
+    _encode(
+        fakes.tiny_model(),
+        tmp_path / "kept",
+        fakes.pictures(tmp_path / "images", [(40, 40)] * 3),
+        ["a", "b", "c"],
+        progress=lambda *news: told.append(news),
+    )
+
+    assert told[:3] == [("Encoding pictures", done, 3) for done in (1, 2, 3)]
+    assert told[-1] == ("Encoding captions", 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution_px", "expected"),
+    [
+        ((64, 64), 64, (64, 64)),
+        ((2000, 2000), 64, (64, 64)),
+        ((10, 10), 64, (64, 64)),
+        ((300, 200), 64, (80, 48)),
+        ((200, 300), 64, (48, 80)),
+        ((1920, 1080), 1024, (1360, 768)),
+        ((4000, 100), 64, (256, 16)),
+        ((1, 5000), 64, (16, 256)),
+    ],
+)
+def test_pictures_keep_their_shape(size, resolution_px, expected):
+    """The trained size is in multiples of 16, has nearly the picture's aspect and no larger area."""
+    assert encodings.fit(*size, resolution_px, 16) == expected
+
+
+def test_small_picture_skips_large_resolutions():
+    """A small picture takes part at a lower resolution instead of being enlarged, and at the lowest in any case."""
+    resolutions = (512, 768, 1024)
+
+    assert [encodings.resolution_for(2000, 1500, r, resolutions) for r in resolutions] == [512, 768, 1024]
+    assert [encodings.resolution_for(700, 700, r, resolutions) for r in resolutions] == [512, 768, 768]
+    assert [encodings.resolution_for(64, 64, r, resolutions) for r in resolutions] == [512, 512, 512]
+
+
+def test_pixels_are_cut_from_the_middle(tmp_path):
+    """A wide picture loses its sides alike; black is -1 and white is 1."""
+    image = Image.new("RGB", (96, 32), "black")
+    image.paste("white", (32, 0, 64, 32))
+    image.save(tmp_path / "x.png")
+
+    pixels = encodings.load_pixels(tmp_path / "x.png", (32, 32))
+
+    assert pixels.shape == (1, 3, 32, 32)
+    assert (pixels == 1).all()
+
+
+def _counts(sizes, steps, batch, seed=0):
+    return Counter(item for chosen in islice(encodings.plan(sizes, seed, batch), steps) for item in chosen)
+
+
+def test_all_pictures_of_one_size_come_equally_often():
+    """At any moment, no picture was seen two times more than another."""
+    counts = _counts(["a"] * 7, steps=25, batch=4)
+
+    assert sum(counts.values()) == 100
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_mixed_sizes_come_equally_often_and_none_is_dropped():
+    """A size with a single picture is trained as often, per picture, as a large one, in batches of one size."""
+    sizes = ["a"] * 20 + ["b"] * 3 + ["c"]
+
+    counts = _counts(sizes, steps=240, batch=4)
+    batches = list(islice(encodings.plan(sizes, 0, 4), 240))
+
+    assert set(counts) == set(range(24))
+    assert max(counts.values()) <= 40 + 4
+    assert min(counts.values()) >= 40 - 4
+    assert all(len({sizes[item] for item in chosen}) == 1 for chosen in batches)
+
+
+def test_even_many_single_sizes_all_come_within_their_number_of_steps():
+    """With every picture of its own size, each has its turn once in as many steps as there are pictures."""
+    assert len(_counts([str(number) for number in range(50)], steps=50, batch=2)) == 50
+
+
+def test_plan_depends_on_the_seed_alone():
+    """The same seed gives the same order, another seed another one."""
+    first, again, other = (list(islice(encodings.plan(["a"] * 9, seed, 2), 20)) for seed in (1, 1, 2))
+
+    assert first == again
+    assert first != other

@@ -1,0 +1,225 @@
+"""The training loop on a toy model: it learns, stops, goes on exactly, and says what goes wrong."""
+
+import math
+
+import fakes
+import pytest
+import torch
+
+from finetune import lora, registry, trainer
+from finetune.errors import DivergedError, OutOfMemoryError
+from finetune.inputs import FinetuneType
+
+
+class Session:
+    """A model, a trainee and a run, ready to be trained."""
+
+    def __init__(self, folder, run=None, **changes):
+        self.config = fakes.config(**changes)
+        self.model = fakes.tiny_model()
+        self.encoded = fakes.encoded(self.model, folder)
+        self.run = run or fakes.run(folder)
+        targets = registry.families()[fakes.FAMILY].lora_targets
+        self.trainee = lora.prepare(self.model.transformer, targets, self.config.finetune_type, 16, seed=0)
+        self.drawn = []
+
+    def train(self, draw_samples=None):
+        draw = draw_samples or self.drawn.append
+        return trainer.train(self.model, self.trainee, self.encoded, self.config, self.run, draw)
+
+    def told(self, kind):
+        return [event for event in self.run.events()[0] if event["kind"] == kind]
+
+
+@pytest.mark.parametrize("kind", list(FinetuneType))
+def test_training_lowers_the_loss(tmp_path, kind):
+    """On the same grid of noise and times, the loss is lower afterwards than before."""
+    session = Session(tmp_path, finetune_type=kind, iterations=60, learning_rate=5e-3, checkpoint_every=60)
+    before = trainer.grid_loss(session.model, session.encoded, seed=0)
+
+    outcome = session.train()
+
+    assert outcome.is_complete and outcome.step == 60
+    assert trainer.grid_loss(session.model, session.encoded, seed=0) < 0.97 * before
+
+
+@pytest.mark.parametrize("kind", list(FinetuneType))
+def test_resumed_run_is_exactly_the_same(tmp_path, kind):
+    """Ten steps at once, and five, a stop and five more, end in the same weights to the last bit."""
+    straight = Session(tmp_path / "a", finetune_type=kind)
+    straight.train()
+    stopped = Session(tmp_path / "b", finetune_type=kind, sample_every=5)
+    outcome = stopped.train(lambda step: stopped.run.ask_to_stop() if step == 5 else None)
+    stopped.run.forget_stop()
+
+    resumed = Session(tmp_path / "b", run=stopped.run, finetune_type=kind, sample_every=5)
+    final = resumed.train()
+
+    assert (outcome.step, outcome.is_complete) == (5, False)
+    assert (final.step, final.is_complete) == (10, True)
+    assert resumed.drawn == [10], "the samples before the first step are not drawn again"
+    for name, weight in straight.trainee.parameters.items():
+        assert torch.equal(weight, resumed.trainee.parameters[name]), name
+    steps = [(event["step"], event["loss"]) for event in straight.told("step")]
+    assert steps == [(event["step"], event["loss"]) for event in resumed.told("step")]
+
+
+def test_killed_run_goes_on_from_its_checkpoint(tmp_path):
+    """A run that dies after step nine goes on after step eight, and ends as if nothing had happened."""
+    straight = Session(tmp_path / "a", sample_every=9)
+    straight.train()
+    killed = Session(tmp_path / "b", sample_every=9)
+
+    def die(step):
+        if step == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed.train(die)
+    resumed = Session(tmp_path / "b", run=killed.run, sample_every=9)
+    resumed.train()
+
+    assert resumed.drawn == [9, 10]
+    for name, weight in straight.trainee.parameters.items():
+        assert torch.equal(weight, resumed.trainee.parameters[name]), name
+
+
+def test_grid_loss_is_the_same_whenever_it_is_measured(tmp_path):
+    """Measured twice, also after drawing random numbers, the figure does not move."""
+    session = Session(tmp_path)
+
+    first = trainer.grid_loss(session.model, session.encoded, seed=0)
+    torch.rand(3)
+
+    assert trainer.grid_loss(session.model, session.encoded, seed=0) == first
+    assert trainer.grid_loss(session.model, session.encoded, seed=1) != first
+
+
+def test_every_step_is_told(tmp_path):
+    """Each step has one event with loss, rate and time left, which ends at nothing."""
+    session = Session(tmp_path)
+
+    session.train()
+
+    steps = session.told("step")
+    assert [event["step"] for event in steps] == list(range(1, 11))
+    assert all(math.isfinite(event["loss"]) and event["of"] == 10 for event in steps)
+    assert all(event["seconds_left"] >= 0 for event in steps)
+    assert steps[-1]["seconds_left"] < 1
+
+
+def test_samples_and_checkpoints_come_when_they_are_due(tmp_path):
+    """Samples before the first step, every few and after the last one; checkpoints likewise."""
+    session = Session(tmp_path, sample_every=4, checkpoint_every=5)
+
+    session.train()
+
+    assert session.drawn == [0, 4, 8, 10]
+    assert [event["step"] for event in session.told("checkpoint")] == [5, 10]
+
+
+def test_without_samples_on_the_way_first_and_last_are_drawn(tmp_path):
+    """sample_every = 0 draws before and after training only."""
+    session = Session(tmp_path, sample_every=0)
+
+    session.train()
+
+    assert session.drawn == [0, 10]
+
+
+def test_run_that_was_complete_is_not_trained_again(tmp_path):
+    """Resuming after the last step trains nothing and says that all is done."""
+    first = Session(tmp_path)
+    first.train()
+
+    again = Session(tmp_path, run=first.run)
+    outcome = again.train()
+
+    assert (outcome.step, outcome.is_complete) == (10, True)
+    assert len(again.told("step")) == 10
+    assert again.drawn == []
+
+
+def test_frozen_weights_do_not_move(tmp_path):
+    """A full finetune leaves norms, embedders and modulation exactly as they were."""
+    session = Session(tmp_path, finetune_type=FinetuneType.FULL)
+    before = {name: weight.clone() for name, weight in session.model.transformer.state_dict().items()}
+
+    session.train()
+
+    for name, weight in session.model.transformer.state_dict().items():
+        trained = name.removesuffix(".weight") in session.trainee.parameters
+        assert torch.equal(weight, before[name]) != trained, name
+
+
+def test_loss_that_is_no_number_ends_the_run(tmp_path):
+    """Three such steps in a row are an error that names the learning rate; they are told without a loss."""
+    session = Session(tmp_path)
+    session.encoded.captions["text"].fill_(float("nan"))
+
+    with pytest.raises(DivergedError, match=r"step 3.*0\.001"):
+        session.train()
+
+    assert [event["loss"] for event in session.told("step")] == [None] * 3
+    assert all(weight.isfinite().all() for weight in session.trainee.parameters.values())
+
+
+def test_single_bad_step_is_survived(tmp_path):
+    """One step without a finite loss moves nothing, and training goes on."""
+    session = Session(tmp_path)
+    good, calls = session.model.predict_velocity, []
+
+    def predict(*arguments):
+        calls.append(arguments)
+        return good(*arguments) * (float("nan") if len(calls) == 3 else 1)
+
+    session.model.predict_velocity = predict
+
+    outcome = session.train()
+
+    assert outcome.is_complete
+    assert [event["step"] for event in session.told("step") if event["loss"] is None] == [3]
+    assert all(weight.isfinite().all() for weight in session.trainee.parameters.values())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("x: can't allocate memory: y")])
+def test_too_little_memory_is_an_error_with_a_hint(error):
+    """What torch raises when memory is full becomes an error that says what to do."""
+    with pytest.raises(OutOfMemoryError) as caught, trainer.memory_in_words():
+        raise error
+
+    assert "speed" in caught.value.hint
+
+
+def test_other_errors_stay_what_they_are():
+    """A mistake in the program is not mistaken for full memory."""
+    with pytest.raises(RuntimeError, match="shapes"), trainer.memory_in_words():
+        raise RuntimeError("shapes do not match")
+
+
+def test_learning_rate_warms_up_and_comes_down():
+    """The rate rises in a line, is whole after warming up, and ends at about a tenth."""
+    config = fakes.config(iterations=300, warmup_steps=15, learning_rate=1e-4)
+
+    rates = [trainer.rate(step, config) for step in range(300)]
+
+    assert rates[0] == pytest.approx(1e-4 / 15)
+    assert rates[14] == rates[15] == max(rates) == 1e-4
+    assert rates[15:] == sorted(rates[15:], reverse=True)
+    assert rates[-1] == pytest.approx(1e-5, rel=0.01)
+
+
+def test_time_left_counts_steps_and_samples(tmp_path):
+    """With steps of a second and samples of ten, nine steps and one round of samples are 19 seconds."""
+    pace = trainer.Pace(fakes.config(iterations=10, sample_every=0), first=0)
+    pace._steps.extend([1.0, 1.0, 30.0])
+    pace._samples.append(10.0)
+
+    assert pace.seconds_left(1) == 9 * 1.0 + 10.0
+    assert pace.seconds_left(10) == 10.0
+
+
+def test_recovered_is_the_share_of_the_gain():
+    """Half of the gain kept is one half; without any gain nothing was lost."""
+    assert trainer.recovered(base_loss=1.0, full_loss=0.8, lora_loss=0.9) == pytest.approx(0.5)
+    assert trainer.recovered(base_loss=1.0, full_loss=1.1, lora_loss=1.0) == 1.0
