@@ -1,6 +1,7 @@
 """The command line: `python -m finetune train pictures.zip …`, `serve`, and `work`, which the service starts itself."""
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import dataset, inputs, registry, runs, settings
-from finetune.errors import FinetuneError
+from finetune.errors import DatasetError, FinetuneError
 from finetune.executors import Executor
 from finetune.runs import Run, State
 
@@ -75,22 +76,44 @@ def _train(asked: argparse.Namespace) -> int:
     request = inputs.read(values)
     registry.base_model(request.base_model)
     machine = settings.read()
-    run = runs.create(machine.runs)
-    found = dataset.unpack(asked.pictures, run)
-    print(f"{len(found.images)} pictures, {len(found.ignored)} ignored. Run {run.id}")
-    run.write("request.json", request.model_dump(mode="json"))
     executor = registry.executors()["local"]
     executor.check()
+    run = _unpacked(asked.pictures, machine.runs)
+    run.write("request.json", request.model_dump(mode="json"))
     executor.start(run, "train")
-    try:
-        state = _follow(run, executor)
-    except KeyboardInterrupt:
-        print("\nStopping after this step. Press Ctrl+C again to leave it running alone.", file=sys.stderr)
-        run.ask_to_stop()
-        state = _follow(run, executor)
+    state = _follow_or_stop(run, executor)
     if state is State.READY:
         _show_results(run, asked.output)
     return EXIT[state]
+
+
+def _unpacked(pictures: Path, runs_folder: Path) -> Run:
+    """A new run with the pictures of a ZIP; a ZIP that cannot be used leaves no run behind."""
+    if not pictures.is_file():
+        raise DatasetError(f"There is no file “{pictures}”.", "Give the path of a ZIP of pictures.", str(pictures))
+    run = runs.create(runs_folder)
+    try:
+        found = dataset.unpack(pictures, run)
+    except FinetuneError:
+        runs.discard(run)
+        raise
+    print(f"{len(found.images)} pictures, {len(found.ignored)} ignored. Run {run.id}")
+    for text in [*(f"{one.file} {one.reason}" for one in found.ignored), *found.warnings]:
+        print(f"  {text}")
+    return run
+
+
+def _follow_or_stop(run: Run, executor: Executor) -> State:
+    """Wait for a run's end; Ctrl+C asks it to stop, and once more leaves it alone. Raises: FinetuneError then."""
+    try:
+        return _follow(run, executor)
+    except KeyboardInterrupt:
+        print("\nStopping after this step. Press Ctrl+C again to leave it running alone.", file=sys.stderr)
+        run.ask_to_stop()
+    try:
+        return _follow(run, executor)
+    except KeyboardInterrupt:
+        raise FinetuneError("The run is still stopping, on its own.", f"It is in {run.folder}.") from None
 
 
 def _follow(run: Run, executor: Executor) -> State:
@@ -105,11 +128,12 @@ def _follow(run: Run, executor: Executor) -> State:
             if event["kind"] == "step":
                 bar = bar or tqdm(total=event["of"], unit="step", desc="Training")
                 bar.n = event["step"]
-                bar.set_postfix(loss=f"{event['loss']:.3f}")
+                bar.set_postfix(loss="not a number" if event["loss"] is None else f"{event['loss']:.3f}")
             elif event["kind"] == "stage" and "done" not in event:
                 tqdm.write(event["title"])
             elif event["kind"] in ("warning", "failed"):
-                tqdm.write(" ".join(filter(None, (event["kind"].title() + ":", event["message"], event.get("hint")))))
+                words = (event["kind"].title() + ":", event["message"], event.get("hint"))
+                tqdm.write(" ".join(filter(None, words)), file=sys.stderr)
         seen += [event for event in events if event["kind"] != "step"]
         state = runs.state_after(seen)
         if state.is_over or not is_running:
@@ -124,13 +148,18 @@ def _follow(run: Run, executor: Executor) -> State:
 
 
 def _show_results(run: Run, output: Path | None) -> None:
+    """Say where the LoRA is, copied to a file or folder if that was asked for. Raises: FinetuneError."""
     lora = next(run.results.glob("*.safetensors"))
-    if output:
-        import shutil
+    try:
+        print(f"Ready: {_copied(lora, output) if output else lora}")
+    except OSError as error:
+        raise FinetuneError(f"It cannot be copied to {output}: {error.strerror}.", f"It is ready in {lora}.") from error
 
-        output.parent.mkdir(parents=True, exist_ok=True)
-        lora = Path(shutil.copy(lora, output))
-    print(f"Ready: {lora}")
+
+def _copied(lora: Path, output: Path) -> Path:
+    target = output if output.suffix == lora.suffix and not output.is_dir() else output / lora.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(lora, target))
 
 
 def _serve(asked: argparse.Namespace) -> int:

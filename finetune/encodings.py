@@ -1,7 +1,7 @@
 """Encode every picture and caption once, and keep the result in the run folder.
 
-Kept by content: a file's name is the hash of the picture (or text), of how it is cut and of the base model. So a
-resumed run, or a second one on the same pictures, reads what is there, and no picture can meet another one's latents.
+Kept by content: a file's name is the hash of the picture (or text), of how it is cut and of the base model's files. So
+a resumed run, or a second one on the same pictures, reads what is there, and no picture can meet another one's latents.
 Also owned here: which pictures each step sees, because that depends on the sizes of their latents.
 """
 
@@ -61,14 +61,14 @@ def encode(
     if len(pictures) != len(captions):
         raise ValueError(f"{len(pictures)} pictures but {len(captions)} captions")
     folder.mkdir(parents=True, exist_ok=True)
-    latents = []
+    latents, maker = [], model.fingerprint("vae")
     for number, path in enumerate(pictures, start=1):
-        latents.append(_encode_picture(model, path, resolutions_px, folder))
+        latents.append(_encode_picture(model, maker, path, resolutions_px, folder))
         progress("Encoding pictures", number, len(pictures))
     texts = list(dict.fromkeys([*captions, *prompts, ""]))
-    encoded = []
+    encoded, maker = [], model.fingerprint("text_encoder")
     for number, text in enumerate(texts, start=1):
-        encoded.append(_encode_text(model, text, folder))
+        encoded.append(_encode_text(model, maker, text, folder))
         progress("Encoding captions", number, len(texts))
     model.release("text_encoder")
     whole = {name: torch.cat([row[name] for row in encoded]) for name in encoded[0]}
@@ -143,27 +143,30 @@ def load_pixels(path: Path, size: tuple[int, int]) -> Tensor:
     return (pixels / 127.5 - 1).permute(2, 0, 1)[None]
 
 
-def _encode_picture(model: Model, path: Path, resolutions_px: Sequence[int], folder: Path) -> tuple[Tensor, ...]:
+def _encode_picture(
+    model: Model, maker: str, path: Path, resolutions_px: Sequence[int], folder: Path
+) -> tuple[Tensor, ...]:
     content = hashlib.blake2b(path.read_bytes()).hexdigest()
     with Image.open(path) as image:
         width, height = image.size
     found = []
     for resolution_px in resolutions_px:
         size = fit(width, height, resolution_for(width, height, resolution_px, resolutions_px), model.patch_px)
-        kept = folder / f"{_key(model, 'picture', content, size)}.safetensors"
+        kept = folder / f"{_key(model, maker, 'picture', content, size)}.safetensors"
         latents = _remembered(kept, lambda size=size: {"latents": model.encode_images(load_pixels(path, size))})
         found.append(latents["latents"][0])
     return tuple(found)
 
 
-def _encode_text(model: Model, text: str, folder: Path) -> Encoding:
-    kept = folder / f"{_key(model, 'text', text)}.safetensors"
+def _encode_text(model: Model, maker: str, text: str, folder: Path) -> Encoding:
+    kept = folder / f"{_key(model, maker, 'text', text)}.safetensors"
     return _remembered(kept, lambda: model.encode_prompts([text]))
 
 
-def _key(model: Model, *content: object) -> str:
+def _key(model: Model, maker: str, *content: object) -> str:
+    """A name for what a part of a model, known by its fingerprint, makes of some content."""
     base = model.base
-    made_by = (base.id, base.source, base.text_tokens, base.text_layers)
+    made_by = (base.id, base.source, maker, base.text_tokens, base.text_layers)
     return hashlib.blake2b(repr((*made_by, *content)).encode(), digest_size=16).hexdigest()
 
 

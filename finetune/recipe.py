@@ -43,10 +43,10 @@ class TrainConfig:
 
 
 def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """Read what `as_dict` gave. Raises: ConfigError for a key that is not known."""
-    known = TrainConfig.__dataclass_fields__
-    if unknown := set(values) - set(known):
-        raise ConfigError(f"Unknown settings: {', '.join(sorted(unknown))}.", "This run was made by another version.")
+    """Read what `as_dict` gave. Raises: ConfigError for a key that is not known, or missing."""
+    if differing := set(values) ^ set(TrainConfig.__dataclass_fields__):
+        names = ", ".join(sorted(differing))
+        raise ConfigError(f"Unknown or missing settings: {names}.", "This run was made by another version.")
     values = dict(values)
     values["mode"] = Mode(values["mode"])
     values["finetune_type"] = FinetuneType(values["finetune_type"])

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from finetune.errors import ConfigError
+
 ASSETS = Path(__file__).parent.parent / "assets"
+DEMO_BASE = ASSETS / "demo-base"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Settings:
     upload_mib: int = 2048
     on_space: bool = False
     allow_private_webhooks: bool = False
+    demo_base: Path = DEMO_BASE
+    """The demo base and, in its folder `captioner`, the demo captioner."""
 
     @property
     def runs(self) -> Path:
@@ -58,22 +63,40 @@ class Settings:
 
 
 def read() -> Settings:
-    """Read FINETUNE_* variables and, on a Hugging Face Space, those that the Space sets."""
+    """Read FINETUNE_* variables and, on a Hugging Face Space, those that the Space sets.
+
+    Raises: ConfigError when one that must be a number is none.
+    """
     environment = os.environ
     space_host = environment.get("SPACE_HOST", "").split(",")[0]
     return Settings(
         home=Path(environment.get("FINETUNE_HOME") or _default_home()).expanduser().resolve(),
         host=environment.get("GRADIO_SERVER_NAME"),
-        port=int(environment["GRADIO_SERVER_PORT"]) if environment.get("GRADIO_SERVER_PORT") else None,
-        share=environment.get("GRADIO_SHARE", "").lower() in ("1", "true"),
+        port=_number("GRADIO_SERVER_PORT"),
+        share=_is_on("GRADIO_SHARE"),
         root_path=environment.get("GRADIO_ROOT_PATH", ""),
         public_url=environment.get("PUBLIC_URL") or (f"https://{space_host}" if space_host else ""),
         device=environment.get("FINETUNE_DEVICE", "auto"),
-        threads=int(environment.get("FINETUNE_THREADS") or _free_cores()),
-        upload_mib=int(environment.get("FINETUNE_UPLOAD_MIB", "2048")),
+        threads=_number("FINETUNE_THREADS") or _free_cores(),
+        upload_mib=_number("FINETUNE_UPLOAD_MIB") or Settings.upload_mib,
         on_space=bool(environment.get("SPACE_ID")),
-        allow_private_webhooks=environment.get("FINETUNE_PRIVATE_WEBHOOKS", "") in ("1", "true"),
+        allow_private_webhooks=_is_on("FINETUNE_PRIVATE_WEBHOOKS"),
+        demo_base=Path(environment.get("FINETUNE_DEMO_BASE") or DEMO_BASE).expanduser().resolve(),
     )
+
+
+def _is_on(name: str) -> bool:
+    return os.environ.get(name, "").strip().lower() in ("1", "true")
+
+
+def _number(name: str) -> int | None:
+    """A variable that is a positive whole number, or not set."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    if not text.isdecimal() or not int(text):
+        raise ConfigError(f"{name} is “{text}”.", "It must be a whole number above 0.", name)
+    return int(text)
 
 
 def _default_home() -> Path:

@@ -12,6 +12,7 @@ import json
 import socket
 import ssl
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -78,26 +79,30 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> str:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         address = checked_address(parts.hostname, port)
-        connection = http.client.HTTPConnection(address, port, timeout=TIMEOUT_SECONDS)
-        connection.sock = socket.create_connection((address, port), TIMEOUT_SECONDS)
-        if parts.scheme == "https":
-            connection.sock = ssl.create_default_context().wrap_socket(connection.sock, server_hostname=parts.hostname)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("POST", target, body, {"Host": parts.netloc.rpartition("@")[2], **headers})
-        answer = connection.getresponse()
-        connection.close()
-        return f"{answer.status} {answer.reason}"
-    except (FinetuneError, OSError, http.client.HTTPException) as error:
+        with closing(http.client.HTTPConnection(address, port)) as connection:
+            connection.sock = socket.create_connection((address, port), TIMEOUT_SECONDS)
+            if parts.scheme == "https":
+                context = ssl.create_default_context()
+                connection.sock = context.wrap_socket(connection.sock, server_hostname=parts.hostname)
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("POST", target, body, {"Host": parts.netloc.rpartition("@")[2], **headers})
+            answer = connection.getresponse()
+            return f"{answer.status} {answer.reason}"[:200]
+    except (FinetuneError, OSError, UnicodeError, http.client.HTTPException) as error:
         return f"not delivered: {error}"
 
 
 def checked_address(host: str, port: int) -> str:
-    """Resolve a host to an address that may be called. Raises: FinetuneError for one that is not public."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    address = str(found[0][4][0])
-    if not ipaddress.ip_address(address).is_global and not settings.read().allow_private_webhooks:
+    """Resolve a host to an address that may be called. Raises: FinetuneError unless all its addresses are public."""
+    found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    if not all(_is_public(address) for address in found) and not settings.read().allow_private_webhooks:
         raise FinetuneError(
             f"{host} is not a public address.",
             "Set FINETUNE_PRIVATE_WEBHOOKS=1 to allow addresses of your own network.",
         )
-    return address
+    return found[0]
+
+
+def _is_public(address: str) -> bool:
+    checked = ipaddress.ip_address(address)
+    return checked.is_global and not checked.is_multicast

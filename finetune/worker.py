@@ -10,6 +10,9 @@ import re
 import sys
 import time
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -19,23 +22,40 @@ from finetune import captions, dataset, encodings, formats, lora, preview, recip
 from finetune.dataset import Picture
 from finetune.errors import CaptionError, FinetuneError, ModelError
 from finetune.executors import Task
-from finetune.inputs import Mode
+from finetune.inputs import FinetuneType, Mode
 from finetune.recipe import TrainConfig
 from finetune.runs import Run
 
 if TYPE_CHECKING:
     from finetune.encodings import Encoded
-    from finetune.families import BaseModel, Model
+    from finetune.families import BaseModel, Family, Model
 
 LARGEST_DIFFERENCE = 2
 """Between a sample of the trainer and the same one drawn through the file. Units: steps of 255."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a run works with once every value is decided and every picture is encoded."""
+
+    run: Run
+    config: TrainConfig
+    base: "BaseModel"
+    model: "Model"
+    trained: list[str]
+    encoded: "Encoded"
+
+    @property
+    def family(self) -> "Family":
+        return registry.families()[self.base.family]
 
 
 def work(run: Run, task: Task) -> int:
     """Do a task of a run; returns the process's exit status. Whatever goes wrong is told as an event."""
     failed = "failed" if task == "train" else "caption_failed"
     try:
-        _train(run) if task == "train" else _caption_draft(run)
+        with trainer.memory_in_words():
+            _train(run) if task == "train" else _caption_draft(run)
     except FinetuneError as error:
         run.tell(failed, message=error.message, hint=error.hint)
         return 1
@@ -49,20 +69,44 @@ def _caption_draft(run: Run) -> None:
     """Describe the pictures of a run that has not been started yet."""
     draft = run.read("draft.json")
     _use_machine()
-    _describe(run, Mode(draft["mode"]), registry.base_model(draft["base_model"]), _device())
+    _describe(run, Mode(draft["mode"]), registry.base_model(draft["base_model"]), _device(), lambda done, of: None)
 
 
 def _train(run: Run) -> None:
     started = time.monotonic()
     run.tell("started", pid=os.getpid())
-    run.forget_stop()
+    if run.is_asked_to_stop():  # while this process was still starting
+        run.tell("stopping")
     _use_machine()
+    job = _prepare(run)
+    config, model = job.config, job.model
+
+    run.tell("stage", name="load", title=f"Loading {job.base.title}")
+    targets = job.family.lora_targets
+    trainee = lora.prepare(model.transformer, targets, config.finetune_type, config.lora_rank, config.seed)
+    run.tell("stage", name="load", title="Measuring how well the base model knows your pictures")
+    loss_before = _measure(job)  # a checkpoint is put back later, so this is the base model in a resumed run too
+
+    run.tell("stage", name="train", title="Training")
+    outcome = trainer.train(model, trainee, job.encoded, config, run, lambda step: _draw_samples(job, step))
+    if not outcome.is_complete and outcome.step == 0:
+        run.tell("stopped", step=0)
+        return
+    result, learned = _finish(job, trainee, loss_before)
+    path = _save(job, result)
+    difference = _verify(job, path, outcome.step)
+    spent = {"seconds": round(time.monotonic() - started, 1), "peak_memory_mib": _peak_memory_mib()}
+    summary = {**learned, "largest_difference": difference, **spent}
+    run.tell("ready" if outcome.is_complete else "stopped", step=outcome.step, files=_files(run), summary=summary)
+
+
+def _prepare(run: Run) -> _Job:
+    """Settle the captions and every value, and encode all that training reads."""
     request, device = run.request(), _device()
     base = registry.base_model(request.base_model)
     pictures = dataset.read(run).images
-
     if request.captioning:
-        _describe(run, request.mode, base, device)
+        _describe(run, request.mode, base, device, partial(_tell_count, run, "captions", "Describing the pictures"))
     trained = trained_captions(run, pictures)
     config = _configure(run, trained, device)
 
@@ -75,22 +119,13 @@ def _train(run: Run) -> None:
         config.sample_prompts,
         config.resolutions_px,
         run.encodings,
-        lambda title, done, of: run.tell("stage", name="encode", title=title, done=done, of=of),
+        partial(_tell_count, run, "encode"),
     )
-    run.tell("stage", name="load", title=f"Loading {base.title}")
-    family = registry.families()[base.family]
-    trainee = lora.prepare(model.transformer, family.lora_targets, config.finetune_type, config.lora_rank, config.seed)
+    return _Job(run, config, base, model, trained, encoded)
 
-    run.tell("stage", name="train", title="Training")
-    outcome = trainer.train(
-        model, trainee, encoded, config, run, lambda step: _draw_samples(run, model, encoded, config, base, step)
-    )
-    if not outcome.is_complete and outcome.step == 0:
-        run.tell("stopped", step=0)
-        return
-    summary = _save(run, model, trainee, encoded, config, base, trained, outcome.step)
-    summary |= {"seconds": round(time.monotonic() - started, 1), "peak_memory_mib": _peak_memory_mib()}
-    run.tell("ready" if outcome.is_complete else "stopped", step=outcome.step, files=_files(run), summary=summary)
+
+def _tell_count(run: Run, stage: str, title: str, done: int, of: int) -> None:
+    run.tell("stage", name=stage, title=title, done=done, of=of)
 
 
 def trained_captions(run: Run, pictures: tuple[Picture, ...]) -> list[str]:
@@ -130,14 +165,14 @@ def _device() -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
 
 
-def _describe(run: Run, mode: Mode, base: "BaseModel", device: str) -> None:
+def _describe(run: Run, mode: Mode, base: "BaseModel", device: str, progress: Callable[[int, int], None]) -> None:
     """Let the captioner describe pictures that have no caption, and keep what it says, picture by picture."""
     said = run.read("descriptions.json")
     ours = said.setdefault(mode, {})
     silent = [p for p in dataset.read(run).images if not p.caption and p.file not in ours]
     if not silent:
         return
-    run.tell("stage", name="captions", title="Describing the pictures", done=0, of=len(silent))
+    progress(0, len(silent))
     captioner = registry.captioners()[base.captioner].load(device)
     for done, picture in enumerate(silent, start=1):
         try:
@@ -148,7 +183,7 @@ def _describe(run: Run, mode: Mode, base: "BaseModel", device: str) -> None:
             continue
         run.write("descriptions.json", said)
         run.tell("caption", file=picture.file, text=ours[picture.file])
-        run.tell("stage", name="captions", title="Describing the pictures", done=done, of=len(silent))
+        progress(done, len(silent))
 
 
 def _warn_of_cut_captions(run: Run, model: "Model", pictures: tuple[Picture, ...], trained: list[str]) -> None:
@@ -161,54 +196,62 @@ def _warn_of_cut_captions(run: Run, model: "Model", pictures: tuple[Picture, ...
             )
 
 
-def _draw_samples(
-    run: Run, model: "Model", encoded: "Encoded", config: TrainConfig, base: "BaseModel", step: int
-) -> None:
-    prompts = config.sample_prompts
-    side = (base.resolution_px, base.resolution_px)
-    images = preview.draw(model, encoded.prompts, encoded.empty, [config.seed] * len(prompts), side, base.sampler)
+def _draw_samples(job: _Job, step: int) -> None:
+    run, config, encoded, side = job.run, job.config, job.encoded, job.base.resolution_px
+    seeds = [config.seed] * len(config.sample_prompts)
+    images = preview.draw(job.model, encoded.prompts, encoded.empty, seeds, (side, side), job.base.sampler)
     run.samples.mkdir(exist_ok=True)
-    for index, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+    for index, (image, prompt) in enumerate(zip(images, config.sample_prompts, strict=True)):
         name = f"step{step:06d}-{index}.png"
         image.save(run.samples / name)
         run.tell("sample", step=step, index=index, prompt=prompt, file=name)
 
 
-def _save(
-    run: Run,
-    model: "Model",
-    trainee: "lora.Trainee",
-    encoded: "Encoded",
-    config: TrainConfig,
-    base: "BaseModel",
-    trained: list[str],
-    step: int,
-) -> dict[str, Any]:
-    """Write the LoRA and what belongs to it, and prove the file; returns measured figures."""
-    if config.finetune_type == "full":
-        run.tell("stage", name="extract", title="Extracting the LoRA from the trained weights")
+def _measure(job: _Job) -> float:
+    """The loss on the training pictures, over the same noise and times whenever it is asked for."""
+    return trainer.grid_loss(job.model, job.encoded, job.config.seed)
+
+
+def _finish(job: _Job, trainee: "lora.Trainee", loss_before: float) -> tuple["lora.Lora", dict[str, float]]:
+    """Turn what was trained into a LoRA, and measure what it has learned."""
+    is_full = job.config.finetune_type is FinetuneType.FULL
+    if is_full:
+        job.run.tell("stage", name="extract", title="Extracting the LoRA from the trained weights")
+    loss_trained = _measure(job) if is_full else 0.0
     result = trainee.finish()
-    run.tell("stage", name="save", title="Saving the LoRA")
-    run.results.mkdir(exist_ok=True)
-    for old in run.results.iterdir():
+    loss_after = _measure(job)
+    learned = {"loss_before": loss_before, "loss_after": loss_after, "captured_energy": result.captured_energy}
+    if is_full:
+        learned["recovered"] = trainer.recovered(loss_before, loss_trained, loss_after)
+    return result, {name: round(value, 4) for name, value in learned.items()}
+
+
+def _save(job: _Job, result: "lora.Lora") -> Path:
+    """Write the LoRA and what belongs to it, in place of what was there."""
+    results, config = job.run.results, job.config
+    job.run.tell("stage", name="save", title="Saving the LoRA")
+    results.mkdir(exist_ok=True)
+    for old in results.iterdir():
         old.unlink()
-    path = run.results / f"{slug(config.name)}.safetensors"
-    formats.save(result.state, path, config, base)
-    _write_captions(run, trained)
-    (run.results / "settings.json").write_text(json.dumps(config.as_dict(), indent=1), encoding="utf-8")
-    run.tell("stage", name="verify", title="Loading the file back and comparing a sample")
-    _draw_samples(run, model, encoded, config, base, step)
-    difference = _verify(run, path, config, base, step)
-    return {"captured_energy": round(result.captured_energy, 4), "largest_difference": difference}
+    path = results / f"{slug(config.name)}.safetensors"
+    formats.save(result.state, path, config, job.base)
+    _write_captions(job.run, job.trained)
+    (results / "settings.json").write_text(json.dumps(config.as_dict(), indent=1), encoding="utf-8")
+    return path
 
 
-def _verify(run: Run, path: Path, config: TrainConfig, base: "BaseModel", step: int) -> int:
-    """Draw one sample through the file in a fresh pipeline. Raises: ModelError if it differs from the trainer's."""
+def _verify(job: _Job, path: Path, step: int) -> int:
+    """Draw the last samples, and the first of them through the file in a fresh pipeline; returns the difference.
+
+    Raises: ModelError if the file is broken, or draws something else than the trainer.
+    """
+    config, side = job.config, job.base.resolution_px
+    job.run.tell("stage", name="verify", title="Loading the file back and comparing a sample")
     formats.check(path)
-    family = registry.families()[base.family]
-    side = (base.resolution_px, base.resolution_px)
-    redrawn = family.draw_with_file(base, path, config.sample_prompts[0], config.seed, side, config.device)
-    with Image.open(run.samples / f"step{step:06d}-0.png") as drawn:
+    _draw_samples(job, step)
+    prompt = config.sample_prompts[0]
+    redrawn = job.family.draw_with_file(job.base, path, prompt, config.seed, (side, side), config.device)
+    with Image.open(job.run.samples / f"step{step:06d}-0.png") as drawn:
         difference = preview.difference(drawn.convert("RGB"), redrawn)
     if difference > LARGEST_DIFFERENCE:
         raise ModelError(

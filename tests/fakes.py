@@ -68,5 +68,42 @@ def run(folder: Path) -> runs.Run:
     return runs.create(folder / "runs")
 
 
+def demo_base(folder: Path) -> Path:
+    """What FINETUNE_DEMO_BASE may name: the toy model, and a captioner beside it."""
+    tiny_model().save(folder)
+    captioner(folder / "captioner")
+    return folder
+
+
+def captioner(folder: Path, says: str = "a dot of red") -> None:
+    """Write a toy captioner of the demo captioner's kind that says the same of every picture.
+
+    Its state at place i is high in value i alone, and value i asks for letter i of what it says.
+    """
+    import torch
+    from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
+
+    tokenizer = tiny_model()._part("tokenizer")
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    small = {"num_attention_heads": 1, "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16}
+    writer = {"n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 1, "bos_token_id": start, "eos_token_id": end}
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        ViTConfig(image_size=64, patch_size=32, **small),
+        GPT2Config(vocab_size=len(tokenizer), add_cross_attention=True, tie_word_embeddings=False, **writer),
+    )
+    config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = start, end, tokenizer.pad_token_id
+    config.tie_word_embeddings = False
+    model = VisionEncoderDecoderModel(config)
+    with torch.no_grad():
+        for name, weight in model.decoder.named_parameters():
+            if ".ln_" not in name:
+                weight.zero_()
+        model.decoder.transformer.wpe.weight.copy_(torch.eye(16))
+        for place, letter in enumerate([*tokenizer(says)["input_ids"], end]):
+            model.decoder.lm_head.weight[letter, place] = 1.0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def ignore(*told: Any) -> None:
     """Hear what is told, and do nothing."""

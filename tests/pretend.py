@@ -4,6 +4,7 @@ import argparse
 import io
 import math
 import random
+import signal
 import sys
 import time
 import zipfile
@@ -11,9 +12,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from finetune import dataset
+from finetune import dataset, settings
 from finetune.executors import Task
 from finetune.executors.local import Local
+from finetune.queue import Queue
 from finetune.runs import Run
 
 
@@ -56,6 +58,16 @@ class PretendExecutor(Local):
     def command(self, run: Run, task: Task) -> list[str]:
         """This file, as a program."""
         return [sys.executable, __file__, str(run.folder), task, *self._pace]
+
+
+def serve(port: int, steps: int, seconds_per_step: float) -> None:
+    """Serve the page over the pretend executor, until the process is told to end."""
+    from finetune.ui import serve as service
+
+    machine = service.options(settings.read(), ["--port", str(port)])
+    machine.keep_uploads_at_home()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    service.launch(machine, Queue(machine, PretendExecutor(steps, seconds_per_step)))
 
 
 def zip_of_pictures(path: Path, count: int = 4, with_captions: int = 2) -> Path:

@@ -8,15 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune import encodings
+from finetune import encodings, registry
 
 
 class Counting:
     """A model that counts what it encodes."""
 
-    def __init__(self):
-        self.model, self.pictures, self.prompts = fakes.tiny_model(), 0, 0
+    def __init__(self, base=None):
+        tiny = fakes.tiny_model()
+        self.model = registry.families()[fakes.FAMILY].load(base, "cpu") if base else tiny
+        self.pictures, self.prompts = 0, 0
         self.base, self.patch_px, self.release = self.model.base, self.model.patch_px, self.model.release
+        self.fingerprint = self.model.fingerprint
 
     def encode_images(self, pixels):
         self.pictures += len(pixels)
@@ -56,6 +59,29 @@ def test_only_what_changed_is_encoded_again(tmp_path):
     _encode(model, tmp_path / "kept", renamed, ["one", "three"])
 
     assert (model.pictures, model.prompts) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("part", "again"), [("vae", (1, 0)), ("text_encoder", (0, 3)), ("tokenizer", (0, 3)), ("transformer", (0, 0))]
+)
+def test_exchanged_base_model_encodes_again_what_it_makes(tmp_path, part, again):
+    """When files of a base in a folder become other ones, what they made is not read any more."""
+    paths = fakes.pictures(tmp_path / "images", [(40, 40)])
+    base = fakes.tiny_model().save(tmp_path / "base")
+    _encode(Counting(base), tmp_path / "kept", paths, ["one"])
+    changed = sorted((tmp_path / "base" / part).iterdir())[-1]
+    changed.write_bytes(_other(changed))
+    model = Counting(base)
+
+    _encode(model, tmp_path / "kept", paths, ["one"])
+
+    assert (model.pictures, model.prompts) == again
+
+
+def _other(path):
+    """The content of another file of the same kind: one weight, or one blank, is different."""
+    content = path.read_bytes()
+    return content[:-1] + bytes([content[-1] ^ 1]) if path.suffix == ".safetensors" else content + b" "
 
 
 def test_broken_file_is_made_again(tmp_path):

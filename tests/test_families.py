@@ -1,6 +1,8 @@
 """The contract of base-model families, on each family's toy model, and FLUX.2 klein against diffusers' own code."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import fakes
 import numpy
@@ -8,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune import formats, lora, preview, registry
+from finetune import families, formats, lora, preview, registry
 from finetune.errors import AccessError, ModelError
 from finetune.families import flux2
 from finetune.families.flux2 import DEMO
@@ -253,3 +255,40 @@ def test_pictures_of_different_sizes_do_not_compare():
     """Comparing pictures of different sizes is a mistake, not a difference."""
     with pytest.raises(ValueError, match="different sizes"):
         preview.difference(Image.new("RGB", (8, 8)), Image.new("RGB", (16, 8)))
+
+
+@every_family
+def test_fingerprint_is_that_of_the_files(family):
+    """Asked again it is the same; a base model that has no files yet has none."""
+    for base in family.bases:
+        for part in ("vae", "text_encoder"):
+            assert family.load(base, "cpu").fingerprint(part) == family.load(base, "cpu").fingerprint(part)
+            assert family.load(replace(base, source="owner/name"), "cpu").fingerprint(part) == ""
+
+
+def test_fingerprint_survives_a_copy_and_sees_a_new_name(saved, tmp_path):
+    """A copied folder is the same, although its times are not; a renamed file is another one."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    shutil.copytree(Path(saved.source, "vae"), first)
+    shutil.copytree(first, second, copy_function=shutil.copyfile)
+    assert families.fingerprint(first) == families.fingerprint(second) != ""
+
+    (second / "config.json").rename(second / "other.json")
+
+    assert families.fingerprint(first) != families.fingerprint(second)
+
+
+def test_fingerprint_of_a_large_file_reads_blocks_from_all_over_it(tmp_path):
+    """Other weights anywhere in a file of 100 MiB are seen, though not each byte is read."""
+    path, size = tmp_path / "x.safetensors", 100 * 2**20
+    with open(path, "wb") as file:
+        file.truncate(size)
+    seen = {families.fingerprint(tmp_path)}
+
+    for start in range(0, size, 10 * 2**20):
+        with open(path, "r+b") as file:
+            file.seek(start)
+            file.write(bytes([1]) * 10 * 2**20)
+        seen.add(families.fingerprint(tmp_path))
+
+    assert len(seen) == 11

@@ -40,11 +40,12 @@ const whyItFailed = async () => {
   return "lost";
 };
 
-// Call `step` again and again: at once when the component comes into view, else after as long as `step` asks for.
+// Call `step` again and again: at once when the component comes into or leaves view, else after as long as `step` asks.
 const repeat = (step) => {
   let timer = 0;
   let isBusy = false;
   let isWanted = false;
+  let wasInView = false;
   const next = (milliseconds) => {
     clearTimeout(timer);
     timer = setTimeout(go, milliseconds);
@@ -53,6 +54,7 @@ const repeat = (step) => {
     if (isBusy) return void (isWanted = true);
     if (!element.isConnected) return;
     isBusy = true;
+    wasInView = isShown();
     let pause = 1000;
     try {
       if (!document.hidden) pause = await step();
@@ -62,7 +64,7 @@ const repeat = (step) => {
       isWanted = false;
     }
   };
-  new ResizeObserver(() => isShown() && next(0)).observe(element);
+  new ResizeObserver(() => isShown() !== wasInView && next(0)).observe(element);
   document.addEventListener("visibilitychange", () => !document.hidden && next(0));
   go();
   return () => next(0);

@@ -6,14 +6,13 @@ plants and food, and answers with its nearest guess for anything else.
 
 from typing import TYPE_CHECKING
 
+from finetune import settings
 from finetune.errors import CaptionError, ModelError
 from finetune.inputs import Mode
-from finetune.settings import ASSETS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FOLDER = ASSETS / "demo-base" / "captioner"
 RESOLUTION_PX = 64
 TOKENS = 16
 
@@ -27,14 +26,16 @@ class DemoCaptioner:
     def load(self, device: str) -> "LoadedDemoCaptioner":
         """Load it onto a torch device. Raises: ModelError when its folder is missing or broken."""
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoTokenizer, VisionEncoderDecoderModel
 
+        folder = settings.read().demo_base / "captioner"
         try:
-            model = VisionEncoderDecoderModel.from_pretrained(FOLDER, dtype=torch.float32).to(device).eval()
-            tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-        except (OSError, ValueError) as error:
+            model = VisionEncoderDecoderModel.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(
-                f"The demo captioner in {FOLDER} cannot be loaded.",
+                f"The demo captioner in {folder} cannot be loaded.",
                 "Fetch the project again; its files are incomplete.",
             ) from error
         return LoadedDemoCaptioner(model, tokenizer)
@@ -65,8 +66,9 @@ class LoadedDemoCaptioner:
     def _read(self, image: "Image") -> str:
         import numpy
         import torch
+        from PIL.Image import Resampling
 
-        square = image.convert("RGB").resize((RESOLUTION_PX, RESOLUTION_PX))
+        square = image.convert("RGB").resize((RESOLUTION_PX, RESOLUTION_PX), Resampling.LANCZOS)
         pixels = torch.from_numpy(numpy.asarray(square).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
         with torch.no_grad():
             row = self._model.generate(

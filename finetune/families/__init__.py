@@ -4,13 +4,13 @@ A family holds all that differs between base models: loading, packing, position 
 the pipeline that reads the result. The trainer sees latents go in and a velocity of the same shape come out.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from PIL.Image import Image
     from torch import Tensor, nn
 
@@ -80,6 +80,9 @@ class Model(Protocol):
     def sampling_times(self, latent_size: tuple[int, int], steps: int) -> "Tensor":
         """The flow times that the family's own pipeline visits, from 1 down to 0. Shapes: (steps + 1,)."""
 
+    def fingerprint(self, part: str) -> str:
+        """What "text_encoder" (with its tokenizer) or "vae" is made of: another value once its files are exchanged."""
+
     def release(self, *parts: str) -> None:
         """Free "text_encoder", "vae" or "transformer"."""
 
@@ -100,7 +103,7 @@ class Family(Protocol):
         """The same classes at toy size with random weights, for tests."""
 
     def draw_with_file(
-        self, base: BaseModel, lora: "Path", prompt: str, seed: int, size: tuple[int, int], device: str
+        self, base: BaseModel, lora: Path, prompt: str, seed: int, size: tuple[int, int], device: str
     ) -> "Image":
         """Draw one picture through the public diffusers pipeline with a LoRA file loaded into it.
 
@@ -109,3 +112,29 @@ class Family(Protocol):
 
     def usage(self, base: BaseModel, lora_name: str, prompt: str) -> str:
         """A few lines of Python that draw with the LoRA in diffusers."""
+
+
+SAMPLED_BYTES = 32 * 2**20
+
+
+def fingerprint(*folders: Path) -> str:
+    """Tell the files of folders from other ones by their names, sizes and content; empty if there is no file.
+
+    Of a file that is larger than 32 MiB, blocks from all over it are read: training moves every weight, so that is as
+    sure as reading all of it, and quick. Times of files are left out, because a copy has others.
+    """
+    hashed = hashlib.blake2b(digest_size=16)
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        hashed.update(f"{path.name} {path.stat().st_size}\n".encode())
+        _add_sample(path, hashed)
+    return hashed.hexdigest() if files else ""
+
+
+def _add_sample(path: Path, hashed: "hashlib._Hash") -> None:
+    block = 2**20
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        for start in range(0, size, max(block, size * block // SAMPLED_BYTES)):
+            file.seek(start)
+            hashed.update(file.read(block))

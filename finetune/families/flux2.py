@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune import settings
+from finetune import families, settings
 from finetune.errors import AccessError, ModelError
 from finetune.families import BaseModel, Encoding, Sampler
 
@@ -24,7 +24,7 @@ DEMO = BaseModel(
     id="demo",
     title="Demo: small emoji model, runs on any computer",
     family="flux2-klein",
-    source=str(settings.ASSETS / "demo-base"),
+    source=str(settings.DEMO_BASE),
     licence="Apache 2.0",
     licence_url="https://www.apache.org/licenses/LICENSE-2.0",
     resolution_px=64,
@@ -125,6 +125,11 @@ class Flux2KleinModel:
         scheduler.set_timesteps(steps, sigmas=times, mu=compute_empirical_mu(latent_size[0] * latent_size[1], steps))
         return scheduler.sigmas.clone()
 
+    def fingerprint(self, part: str) -> str:
+        """What a part in a folder is made of. One on the Hub is known by its id alone, until commits are pinned."""
+        names = ("tokenizer", part) if part == "text_encoder" else (part,)
+        return families.fingerprint(*(Path(self.base.source, name) for name in names)) if self.base.source else ""
+
     def release(self, *parts: str) -> None:
         """Free "text_encoder", "vae" or "transformer"."""
         import torch
@@ -175,7 +180,6 @@ class Flux2Klein:
 
     id: str = "flux2-klein"
     title: str = "FLUX.2 klein"
-    bases: tuple[BaseModel, ...] = (DEMO,)
     # `to_out` is a list of layers in the double blocks and a layer in the single ones: peft takes no pattern for both
     # unless it is anchored at both ends.
     lora_targets: str = (
@@ -183,6 +187,11 @@ class Flux2Klein:
         r"|(ff|ff_context)\.(linear_in|linear_out))"
         r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
     )
+
+    @property
+    def bases(self) -> tuple[BaseModel, ...]:
+        """The base models of the family; the demo base is where the settings say."""
+        return (replace(DEMO, source=str(settings.read().demo_base)),)
 
     def load(self, base: BaseModel, device: str) -> Flux2KleinModel:
         """Open a base model; weights follow when they are needed. Raises: ModelError, AccessError."""
@@ -195,7 +204,7 @@ class Flux2Klein:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             parts = _tiny_parts()
-        base = replace(DEMO, id="tiny", title="Tiny", source="", sampler=Sampler(4, 3.0), text_layers=(1, 2, 2))
+        base = replace(DEMO, id="tiny", title="Tiny", source="", sampler=Sampler(4, 3.0))
         return Flux2KleinModel(base, "cpu", parts)
 
     def draw_with_file(
@@ -336,7 +345,7 @@ def _tiny_parts() -> dict[str, Any]:
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=4,
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=8,

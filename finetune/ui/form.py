@@ -11,7 +11,7 @@ from gradio.components import Component
 
 from finetune import inputs, registry
 from finetune.errors import ConfigError
-from finetune.inputs import LEARNING_RATES, FinetuneType, Request
+from finetune.inputs import FinetuneType, Request
 from finetune.recipe import BATCH
 
 FIRST = ("finetune_comment", "mode", "trigger_word", "base_model", "finetune_type")
@@ -74,14 +74,14 @@ def in_words(values: dict[str, Any]) -> str:
     if {name for name in check(values) if name != "finetune_comment" and name != "mode"}:
         return ""
     request = Request(**{**_plain(values), "finetune_comment": "-", "mode": "general"})
-    trained = (
-        "all weights, then a LoRA is extracted" if request.finetune_type is FinetuneType.FULL else "a LoRA adapter"
-    )
-    usual = "" if request.rate != LEARNING_RATES[request.finetune_type] else " (the usual one)"
+    is_full = request.finetune_type is FinetuneType.FULL
+    trained = "all weights and extracts a LoRA" if is_full else "a LoRA"
+    rate = f"{request.rate:.0e}".replace("e-0", "e-") + (" (the usual)" if request.learning_rate is None else "")
+    base = registry.base_model(request.base_model).title
     return (
-        f"Trains {trained} of rank {request.lora_rank}: {request.iterations} steps of {BATCH[request.priority]} "
-        f"pictures, learning rate {request.rate:.0e}{usual}, on {registry.base_model(request.base_model).title}."
-    ).replace("e-0", "e-")
+        f"Trains {trained} of rank {request.lora_rank} on “{base}”: {request.iterations} steps "
+        f"of {BATCH[request.priority]} pictures each, learning rate {rate}."
+    )
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _component(name: str, schema: dict[str, Any]) -> Component:
 
 def _choice(values: list[Any], default: Any, about: dict[str, Any]) -> Component:
     choices = [(WORDS.get(value, str(value)), value) for value in values]
-    return gr.Radio(choices, value=default, **about)
+    return gr.Dropdown(choices, value=default, filterable=False, **about)
 
 
 def _number(kind: dict[str, Any], default: Any, about: dict[str, Any]) -> Component:

@@ -14,7 +14,7 @@ from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDe
 
 from stages import checkpoint, muon, pictures
 
-STEPS, BATCH, LEARNING_RATE, TOKENS = 1500, 64, 2e-3, 16
+STEPS, BATCH, LEARNING_RATE, TOKENS = 900, 48, 2.5e-3, 16
 WIDTH = 144
 
 
@@ -33,7 +33,7 @@ def train(work: Path, cache: Path, tokenizer, autoencoder) -> VisionEncoderDecod
         for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(kept)
         first = state["step"]
-    progress = checkpoint.Progress("captioner", STEPS, first, every=100)
+    progress = checkpoint.Progress("captioner", STEPS, first, every=50)
     model.train()
     for step in range(first, STEPS):
         draw = torch.Generator().manual_seed(step)
@@ -41,10 +41,10 @@ def train(work: Path, cache: Path, tokenizer, autoencoder) -> VisionEncoderDecod
         seen = torch.where(torch.rand(BATCH, 1, 1, 1, generator=draw) < 0.4, redrawn[chosen], pixels[chosen])
         loss = model(pixel_values=disturb(seen, draw), labels=answers[chosen]).loss
         loss.backward()
-        muon.set_rate(optimisers, LEARNING_RATE * muon.schedule(step, STEPS, warm=100, hold=0.2))
+        muon.set_rate(optimisers, LEARNING_RATE * muon.schedule(step, STEPS, warm=50, hold=0.3))
         muon.move(optimisers)
         progress.step(step, loss.item())
-        if (step + 1) % 250 == 0:
+        if (step + 1) % 150 == 0:
             kept = [optimiser.state_dict() for optimiser in optimisers]
             checkpoint.save(path, model=model.state_dict(), optimisers=kept, step=step + 1)
     return model.eval()

@@ -1,0 +1,57 @@
+"""The README tells the truth about fields, settings, errors and files."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from finetune import errors
+from finetune.errors import FinetuneError
+from finetune.inputs import Request
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", Request.model_fields)
+def test_every_field_of_the_request_is_in_the_readme(name):
+    """The request's table has a row for each field, with its default."""
+    row = re.search(rf"^\| `{name}` \| ([^|]*) \|", README, re.MULTILINE)
+
+    default = Request.model_fields[name].get_default()
+
+    assert row, f"no row for {name}"
+    if isinstance(default, str | int | float) and not isinstance(default, bool):
+        assert str(default) in row[1]
+
+
+def test_every_environment_variable_is_in_the_readme():
+    """What settings.py reads from the environment is explained."""
+    source = (ROOT / "finetune" / "settings.py").read_text(encoding="utf-8")
+
+    names = set(re.findall(r'(?:environment\.get|_number|_is_on)\("([A-Z_]+)"', source)) - {"SPACE_ID", "SPACE_HOST"}
+
+    assert names
+    assert not [name for name in sorted(names) if f"`{name}`" not in README]
+
+
+def test_every_error_is_in_the_readme():
+    """Each class that a user can meet has a row."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FinetuneError)]
+
+    assert not [kind.__name__ for kind in kinds if f"`{kind.__name__}`" not in README and kind is not FinetuneError]
+
+
+def test_the_file_map_names_every_module():
+    """A line for each Python file under finetune/, and none for a file that is gone."""
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "finetune").rglob("*.py")}
+
+    named = set(re.findall(r"^\| `(finetune/[\w/]+\.py)` \|", README, re.MULTILINE))
+
+    assert named == modules
+
+
+@pytest.mark.parametrize("target", re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README))
+def test_every_picture_of_the_readme_exists(target):
+    """No picture is a dead link."""
+    assert (ROOT / target).is_file()

@@ -1,0 +1,117 @@
+"""What the environment says about this machine."""
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune import registry, settings
+from finetune.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch):
+    """An environment in which nothing is set."""
+    for name in list(os.environ):
+        if name.startswith(("FINETUNE_", "GRADIO_", "SPACE_")) or name == "PUBLIC_URL":
+            monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_nothing_set_is_fine():
+    """Every setting has a default, and a worker never gets more threads than there are cores."""
+    found = settings.read()
+
+    assert found.home == Path.home() / ".finetune"
+    assert (found.host, found.port, found.share, found.public_url) == (None, None, False, "")
+    assert 1 <= found.threads <= (os.cpu_count() or 1)
+    assert not found.allow_private_webhooks and not found.on_space
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "name", "expected"),
+    [
+        ("GRADIO_SERVER_NAME", "0.0.0.0", "host", "0.0.0.0"),
+        ("GRADIO_SERVER_PORT", "8080", "port", 8080),
+        ("GRADIO_SHARE", "True", "share", True),
+        ("GRADIO_ROOT_PATH", "/lora", "root_path", "/lora"),
+        ("PUBLIC_URL", "https://a.example", "public_url", "https://a.example"),
+        ("FINETUNE_DEVICE", "cuda", "device", "cuda"),
+        ("FINETUNE_THREADS", "3", "threads", 3),
+        ("FINETUNE_UPLOAD_MIB", "10", "upload_mib", 10),
+        ("FINETUNE_UPLOAD_MIB", "", "upload_mib", 2048),
+        ("FINETUNE_PRIVATE_WEBHOOKS", "1", "allow_private_webhooks", True),
+        ("FINETUNE_PRIVATE_WEBHOOKS", "true", "allow_private_webhooks", True),
+        ("FINETUNE_PRIVATE_WEBHOOKS", "0", "allow_private_webhooks", False),
+    ],
+)
+def test_variable_is_read(bare, variable, value, name, expected):
+    """Each variable reaches the setting that it is about."""
+    bare.setenv(variable, value)
+
+    assert getattr(settings.read(), name) == expected
+
+
+@pytest.mark.parametrize("variable", ["GRADIO_SERVER_PORT", "FINETUNE_THREADS", "FINETUNE_UPLOAD_MIB"])
+@pytest.mark.parametrize("value", ["many", "-1", "0", "1.5"])
+def test_number_that_is_none_is_an_error_in_words(bare, variable, value):
+    """A variable that must be a whole number names itself and what it holds."""
+    bare.setenv(variable, value)
+
+    with pytest.raises(ConfigError, match=f"{variable} is “{value}”"):
+        settings.read()
+
+
+def test_space_tells_its_address(bare):
+    """On a Space the first of its hosts is the public address, unless another one is set."""
+    bare.setenv("SPACE_ID", "owner/name")
+    bare.setenv("SPACE_HOST", "owner-name.hf.space,other.example")
+
+    assert settings.read().on_space
+    assert settings.read().public_url == "https://owner-name.hf.space"
+    bare.setenv("PUBLIC_URL", "https://a.example")
+    assert settings.read().public_url == "https://a.example"
+
+
+def test_home_is_an_absolute_path(bare, tmp_path):
+    """A relative home is made absolute, because workers run in another folder."""
+    bare.chdir(tmp_path)
+    bare.setenv("FINETUNE_HOME", "here")
+
+    found = settings.read()
+
+    assert found.home == tmp_path.resolve() / "here"
+    assert (found.runs, found.trash) == (found.home / "runs", found.home / "trash")
+
+
+def test_worker_gets_its_threads_and_home(bare, tmp_path):
+    """A worker's environment is this one, with threads decided for every library that counts its own."""
+    bare.setenv("FINETUNE_HOME", str(tmp_path))
+    bare.setenv("FINETUNE_THREADS", "2")
+    bare.setenv("OMP_NUM_THREADS", "64")
+    bare.setenv("OTHER", "kept")
+
+    environment = settings.read().worker_environment()
+
+    assert {environment[name] for name in ("FINETUNE_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")} == {"2"}
+    assert (environment["FINETUNE_HOME"], environment["OTHER"]) == (str(tmp_path.resolve()), "kept")
+
+
+def test_secret_is_made_once_and_is_the_owner_s(tmp_path):
+    """Links that were signed stay valid after a restart, and nobody else reads the key."""
+    first, again = settings.Settings(tmp_path / "home").secret, settings.Settings(tmp_path / "home").secret
+
+    assert first == again and len(first) == 32
+    if sys.platform != "win32":
+        assert stat.S_IMODE((tmp_path / "home" / "secret.key").stat().st_mode) == 0o600
+
+
+def test_demo_base_may_lie_elsewhere(bare, tmp_path):
+    """A demo base that somebody has built is used without being copied into the project."""
+    assert registry.base_model("demo").source == str(settings.DEMO_BASE.resolve())
+
+    bare.setenv("FINETUNE_DEMO_BASE", str(tmp_path))
+
+    assert registry.base_model("demo").source == str(tmp_path.resolve())
