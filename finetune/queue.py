@@ -61,10 +61,18 @@ class _History:
 class Queue:
     """The runs of one data folder, and the executor that works on them."""
 
-    def __init__(self, settings: Settings, executor: Executor, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        executor: Executor,
+        now: Callable[[], float] = time.time,
+        after_tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`after_tick` is called after each step of the one queue that owns the data folder."""
         self.settings = settings
         self._executor = executor
         self._now = now
+        self._after_tick = after_tick
         self._histories: dict[str, _History] = {}
         self._reading = threading.RLock()
         self._changing = threading.RLock()
@@ -160,6 +168,7 @@ class Queue:
             drafts = [run for run in known if self.state(run) is State.DRAFT]
             self._caption_next(drafts)
             self._tidy(drafts)
+        self._after_tick()
         return True
 
     def _go_on(self) -> None:

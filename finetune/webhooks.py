@@ -11,18 +11,43 @@ import ipaddress
 import json
 import socket
 import ssl
+import threading
 import time
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from finetune import settings
+from finetune import runs, settings
 from finetune.errors import FinetuneError
 from finetune.runs import Run, State
 
 WAITS_SECONDS = (1, 5, 30)
 TIMEOUT_SECONDS = 30
+
+
+class Deliveries:
+    """Tells the ends of runs, in a thread beside the queue's, because an address may take half a minute to answer."""
+
+    def __init__(self, runs_folder: Path) -> None:
+        self._runs_folder = runs_folder
+        self._thread: threading.Thread | None = None
+
+    def tick(self) -> None:
+        """Start a round if something is due and none is under way."""
+        if self._thread and self._thread.is_alive():
+            return
+        due = [run for run in runs.all_in(self._runs_folder) if is_due(run, time.time())]
+        ended = [(run, state) for run in due if (state := run.state()) in (State.READY, State.FAILED)]
+        if ended:
+            self._thread = threading.Thread(target=_deliver_all, args=(ended,), name="webhooks", daemon=True)
+            self._thread.start()
+
+
+def _deliver_all(ended: list[tuple[Run, State]]) -> None:
+    for run, state in ended:
+        deliver(run, state)
 
 
 def is_due(run: Run, now: float) -> bool:
@@ -49,6 +74,7 @@ def deliver(run: Run, state: State) -> None:
     if not record["is_over"]:
         record["next_time"] = time.time() + WAITS_SECONDS[tried - 1]
     run.write("webhook.json", record)
+    run.tell("log", message=f"Webhook, attempt {tried}: {answer}.")
 
 
 def sign(body: bytes, secret: str) -> str:

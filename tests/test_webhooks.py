@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import fakes
 import pytest
 
-from finetune import webhooks
+from finetune import runs, webhooks
 from finetune.errors import FinetuneError
 from finetune.inputs import Request
 from finetune.runs import State
@@ -255,3 +255,21 @@ def test_run_without_an_address_is_never_due(tmp_path):
 
     assert not webhooks.is_due(draft, time.time())
     assert not webhooks.is_due(silent, time.time())
+
+
+def test_the_service_tells_the_end_of_a_run_once(tmp_path, receiver, private):
+    """A ready run is told in the next step of the queue, and not again."""
+    run = runs.create(tmp_path)
+    request = Request(finetune_comment="x", mode="style", webhook_url=receiver.url)
+    run.write("request.json", request.model_dump(mode="json"))
+    deliveries = webhooks.Deliveries(tmp_path)
+
+    deliveries.tick()
+    told_while_it_runs = len(receiver.received)
+    run.tell("ready", files=[])
+    for _ in range(100):
+        deliveries.tick()
+        time.sleep(0.02)
+
+    assert told_while_it_runs == 0
+    assert len(receiver.received) == 1

@@ -21,6 +21,9 @@ WORDS = {
     State.READY: "Ready",
 }
 FIGURES = {
+    "loss_before": ("Loss on your pictures, before", lambda value: f"{value:.3f}"),
+    "loss_after": ("Loss on your pictures, after", lambda value: f"{value:.3f}"),
+    "recovered": ("Kept of the full finetune", lambda value: f"{value:.0%}"),
     "seconds": ("Time", lambda value: duration(value)),
     "peak_memory_mib": ("Peak memory", lambda value: f"{value:,.0f} MiB"),
     "captured_energy": ("Captured by the LoRA", lambda value: f"{value:.1%}"),

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from finetune import api, registry
+from finetune import api, registry, webhooks
 from finetune import settings as machine
 from finetune.queue import Queue
 from finetune.settings import Settings
@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until the process is told to end; returns its exit status."""
     settings = options(machine.read(), arguments)
     settings.keep_uploads_at_home()
-    queue = Queue(settings, registry.executors()[EXECUTOR])
+    deliveries = webhooks.Deliveries(settings.runs)
+    queue = Queue(settings, registry.executors()[EXECUTOR], after_tick=deliveries.tick)
     if threading.current_thread() is threading.main_thread():
         # Gradio ends cleanly on Ctrl+C only, so being told to end by the system becomes that.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
