@@ -22,7 +22,6 @@ class Settings:
     share: bool = False
     auth: tuple[tuple[str, str], ...] = ()
     root_path: str = ""
-    public_url: str = ""
     device: str = "auto"
     threads: int = 1
     upload_mib: int = 2048
@@ -68,14 +67,12 @@ def read() -> Settings:
     Raises: ConfigError when one that must be a number is none.
     """
     environment = os.environ
-    space_host = environment.get("SPACE_HOST", "").split(",")[0]
     return Settings(
         home=Path(environment.get("FINETUNE_HOME") or _default_home()).expanduser().resolve(),
         host=environment.get("GRADIO_SERVER_NAME"),
         port=_number("GRADIO_SERVER_PORT"),
         share=_is_on("GRADIO_SHARE"),
         root_path=environment.get("GRADIO_ROOT_PATH", ""),
-        public_url=environment.get("PUBLIC_URL") or (f"https://{space_host}" if space_host else ""),
         device=environment.get("FINETUNE_DEVICE", "auto"),
         threads=_number("FINETUNE_THREADS") or _free_cores(),
         upload_mib=_number("FINETUNE_UPLOAD_MIB") or Settings.upload_mib,

@@ -108,7 +108,9 @@ def _prepare(run: Run) -> _Job:
     if request.captioning:
         _describe(run, request.mode, base, device, partial(_tell_count, run, "captions", "Describing the pictures"))
     trained = trained_captions(run, pictures)
-    config = _configure(run, trained, device)
+    # Captions by a person come first, because two of them become sample prompts.
+    by_a_person = [text for text, picture in zip(trained, pictures, strict=True) if picture.caption]
+    config = _configure(run, by_a_person + trained, device)
 
     model = registry.families()[base.family].load(base, config.device)
     _warn_of_cut_captions(run, model, pictures, trained)
@@ -138,14 +140,14 @@ def trained_captions(run: Run, pictures: tuple[Picture, ...]) -> list[str]:
     ]
 
 
-def _configure(run: Run, trained: list[str], device: str) -> TrainConfig:
+def _configure(run: Run, known: list[str], device: str) -> TrainConfig:
     """Decide every value once; a resumed run keeps what was decided."""
     if values := run.read("config.json"):
         return recipe.from_dict(values)
     request = run.request()
     base = registry.base_model(request.base_model)
     prompts = captions.sample_prompts(
-        request.mode, request.trigger_word, trained, request.sample_prompts, base.sample_things
+        request.mode, request.trigger_word, known, request.sample_prompts, base.sample_things
     )
     config = recipe.resolve(request, base, prompts, device)
     run.write("config.json", config.as_dict())

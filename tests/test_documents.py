@@ -29,7 +29,7 @@ def test_every_environment_variable_is_in_the_readme():
     """What settings.py reads from the environment is explained."""
     source = (ROOT / "finetune" / "settings.py").read_text(encoding="utf-8")
 
-    names = set(re.findall(r'(?:environment\.get|_number|_is_on)\("([A-Z_]+)"', source)) - {"SPACE_ID", "SPACE_HOST"}
+    names = set(re.findall(r'(?:environment\.get|_number|_is_on)\("([A-Z_]+)"', source)) - {"SPACE_ID"}
 
     assert names
     assert not [name for name in sorted(names) if f"`{name}`" not in README]

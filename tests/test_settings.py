@@ -15,7 +15,7 @@ from finetune.errors import ConfigError
 def bare(monkeypatch):
     """An environment in which nothing is set."""
     for name in list(os.environ):
-        if name.startswith(("FINETUNE_", "GRADIO_", "SPACE_")) or name == "PUBLIC_URL":
+        if name.startswith(("FINETUNE_", "GRADIO_", "SPACE_")):
             monkeypatch.delenv(name)
     return monkeypatch
 
@@ -25,7 +25,7 @@ def test_nothing_set_is_fine():
     found = settings.read()
 
     assert found.home == Path.home() / ".finetune"
-    assert (found.host, found.port, found.share, found.public_url) == (None, None, False, "")
+    assert (found.host, found.port, found.share) == (None, None, False)
     assert 1 <= found.threads <= (os.cpu_count() or 1)
     assert not found.allow_private_webhooks and not found.on_space
 
@@ -37,7 +37,6 @@ def test_nothing_set_is_fine():
         ("GRADIO_SERVER_PORT", "8080", "port", 8080),
         ("GRADIO_SHARE", "True", "share", True),
         ("GRADIO_ROOT_PATH", "/lora", "root_path", "/lora"),
-        ("PUBLIC_URL", "https://a.example", "public_url", "https://a.example"),
         ("FINETUNE_DEVICE", "cuda", "device", "cuda"),
         ("FINETUNE_THREADS", "3", "threads", 3),
         ("FINETUNE_UPLOAD_MIB", "10", "upload_mib", 10),
@@ -64,15 +63,11 @@ def test_number_that_is_none_is_an_error_in_words(bare, variable, value):
         settings.read()
 
 
-def test_space_tells_its_address(bare):
-    """On a Space the first of its hosts is the public address, unless another one is set."""
+def test_space_is_recognised(bare):
+    """The variable that every Space sets says that this is one."""
     bare.setenv("SPACE_ID", "owner/name")
-    bare.setenv("SPACE_HOST", "owner-name.hf.space,other.example")
 
     assert settings.read().on_space
-    assert settings.read().public_url == "https://owner-name.hf.space"
-    bare.setenv("PUBLIC_URL", "https://a.example")
-    assert settings.read().public_url == "https://a.example"
 
 
 def test_home_is_an_absolute_path(bare, tmp_path):

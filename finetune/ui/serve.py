@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from finetune import api, registry, webhooks
 from finetune import settings as machine
+from finetune.errors import FinetuneError
 from finetune.queue import Queue
 from finetune.settings import Settings
 from finetune.ui import build, new, page
@@ -20,7 +21,16 @@ EXECUTOR = "local"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until the process is told to end; returns its exit status."""
+    """Serve until the process is told to end; returns its exit status. What a user can mend is told in words."""
+    try:
+        _serve(arguments)
+    except (FinetuneError, OSError) as error:  # OSError: a port that is taken, a folder that cannot be written
+        print(f"Finetune cannot start. {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _serve(arguments: Sequence[str] | None) -> None:
     settings = options(machine.read(), arguments)
     settings.keep_uploads_at_home()
     deliveries = webhooks.Deliveries(settings.runs)
@@ -29,7 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Gradio ends cleanly on Ctrl+C only, so being told to end by the system becomes that.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     launch(settings, queue)
-    return 0
 
 
 def options(settings: Settings, arguments: Sequence[str] | None) -> Settings:

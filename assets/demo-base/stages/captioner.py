@@ -1,7 +1,7 @@
 """Train the demo captioner: a vision encoder-decoder that says what an emoji shows.
 
-It makes captioning work with the demo base, and it reads back what the base draws. Pictures are moved, scaled,
-mirrored, tinted, blurred and passed through the VAE, so that it also reads styles and drawings that it has not seen.
+It makes captioning work with the demo base, and it reads back what the base draws. Pictures are moved, warped,
+flattened, tinted, blurred and passed through the VAE, so that it also reads styles and drawings it has not seen.
 """
 
 import random
@@ -14,7 +14,7 @@ from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDe
 
 from stages import checkpoint, muon, pictures
 
-STEPS, BATCH, LEARNING_RATE, TOKENS = 900, 48, 2.5e-3, 16
+STEPS, BATCH, LEARNING_RATE, TOKENS = 1600, 48, 2.5e-3, 16
 WIDTH = 144
 
 
@@ -58,7 +58,7 @@ def _config(tokenizer) -> VisionEncoderDecoderConfig:
         num_hidden_layers=5,
         num_attention_heads=4,
         intermediate_size=3 * WIDTH,
-        hidden_dropout_prob=0.05,
+        hidden_dropout_prob=0.1,
     )
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     decoder = GPT2Config(
@@ -93,7 +93,7 @@ def _answers(tokenizer, learned: list[pictures.Picture]) -> Tensor:
 
 
 def disturb(x: Tensor, draw: torch.Generator) -> Tensor:
-    """Move, scale, turn, mirror, tint, blur and grain pictures. Shapes: (B, 3, H, W) in [-1, 1]."""
+    """Move, turn, mirror, warp, flatten, blur, tint and grain pictures. Shapes: (B, 3, H, W) in [-1, 1]."""
     count = len(x)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -105,7 +105,12 @@ def disturb(x: Tensor, draw: torch.Generator) -> Tensor:
     shift = uniform(-0.12, 0.12, 2)
     rows = [torch.cat([cos * mirrored, -sin, shift[:, :1]], 1), torch.cat([sin * mirrored, cos, shift[:, 1:]], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
+    waves = uniform(0, 0.12) * torch.randn(count, 2, 5, 5, generator=draw)
+    grid = grid + F.interpolate(waves, x.shape[2:], mode="bicubic").permute(0, 2, 3, 1)
     x = 1 - F.grid_sample(1 - x, grid, align_corners=False)
+    levels = uniform(2, 7).round()
+    flattened = (x.clamp(-1, 1) * levels).round() / levels  # few tones, as flat drawings have
+    x = torch.where(uniform(0, 1) < 0.35, flattened, x)
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
     x = torch.lerp(x, blurred, uniform(0, 1) * (uniform(0, 1) < 0.5))
     grey = x.mean(1, keepdim=True)

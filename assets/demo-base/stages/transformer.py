@@ -25,7 +25,7 @@ CONFIG = {
     "axes_dims_rope": (16, 16, 16, 16),
     "guidance_embeds": False,
 }
-STEPS, BATCH, LEARNING_RATE = 2400, 48, 2.5e-3
+STEPS, BATCH, LEARNING_RATE = 2000, 48, 2.5e-3
 CAPTIONS = 12  # wordings encoded for each picture; one in ten is empty
 SHIFT = 3.0
 

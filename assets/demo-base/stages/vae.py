@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from stages import checkpoint, muon, pictures
 
-STEPS, DECODER_STEPS, BATCH, LEARNING_RATE = 1300, 1200, 16, 3e-3
+STEPS, DECODER_STEPS, BATCH, LEARNING_RATE = 1300, 600, 16, 3e-3
 NOISE = 0.1  # on normalised latents; sampling from a learned variance collapsed to one mean picture at this size
 CONFIG = {
     "block_out_channels": (16, 32, 64, 96),
