@@ -27,7 +27,9 @@ def main() -> None:
 
     autoencoder = vae.train(asked.work, cache)
     tokenizer, encoder = text.train(asked.work, cache)
-    network = transformer.train(asked.work, cache, (tokenizer, encoder, autoencoder), asked.steps)
+    parts = (tokenizer, encoder, autoencoder)
+    transformer.train(asked.work, cache, parts, asked.steps)
+    network = transformer.broaden(asked.work, cache, parts)
     autoencoder = vae.refine_decoder(autoencoder, asked.work, cache)
     reader = captioner.train(asked.work, cache, tokenizer, autoencoder)
 

@@ -28,11 +28,12 @@ DEMO = BaseModel(
     licence="Apache 2.0",
     licence_url="https://www.apache.org/licenses/LICENSE-2.0",
     resolution_px=64,
-    sampler=Sampler(steps=24, guidance_scale=3.0),
+    sampler=Sampler(steps=24, guidance_scale=5.0),
     captioner="demo",
     text_tokens=20,
     text_layers=(2, 3, 4),
     sample_things=("a rose", "a pizza"),
+    time_shift=10.0,
 )
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from stages import captioner as reader
 from stages import pictures, text
 
-STEPS, GUIDANCE = 24, 3.0
+STEPS, GUIDANCE = 24, 5.0
 SHEET_THINGS = (
     *("red apple", "dog face", "cat face", "lion", "frog", "rose", "pizza", "cactus"),
     *("strawberry", "tropical fish", "hamburger", "watermelon", "penguin", "octopus", "tulip", "mushroom"),
