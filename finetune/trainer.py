@@ -25,7 +25,6 @@ from finetune.runs import Run
 
 BETAS = (0.9, 0.99)  # a few hundred steps are too few for the usual 0.999
 GRADIENT_NORM = 1.0
-LAST_RATE = 0.1  # share of the learning rate that is left at the end
 BAD_STEPS = 3  # steps in a row without a finite loss that end a run
 
 
@@ -107,11 +106,8 @@ def train(
 
 
 def rate(step: int, config: TrainConfig) -> float:
-    """The learning rate of a step: up in a line while warming up, then down along a cosine to a tenth."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.iterations - config.warmup_steps)
-    return config.learning_rate * (LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * progress)) / 2)
+    """The learning rate of a step: up in a line while warming up, then level."""
+    return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
 
 
 @torch.no_grad()

@@ -135,7 +135,7 @@ def test_zip_becomes_a_lora_on_the_page(service, open_page, tmp_path):
     """The example is loaded, trained on the demo base, and its LoRA downloaded."""
     page = open_page(service.url)
     _load_example(page)
-    sync_api.expect(page.locator(".pictures .described")).to_have_count(8, timeout=90_000)
+    sync_api.expect(page.locator(".pictures .described")).to_have_count(6, timeout=90_000)
     page.locator("#field-iterations input[type=number]").fill("100")
     _choose(page, "finetune_type", "LoRA adapter")
     _choose(page, "priority", "Speed")
