@@ -197,8 +197,8 @@ def test_other_errors_stay_what_they_are():
         raise RuntimeError("shapes do not match")
 
 
-def test_learning_rate_warms_up_and_comes_down():
-    """The rate rises in a line, is whole after warming up, and ends at about a tenth."""
+def test_learning_rate_warms_up_and_stays():
+    """The rate rises in a line and is whole from the end of the warm-up on."""
     config = fakes.config(iterations=300, warmup_steps=15, learning_rate=1e-4)
 
     rates = [trainer.rate(step, config) for step in range(300)]
