@@ -44,7 +44,7 @@ def train(work: Path, cache: Path, tokenizer, autoencoder) -> VisionEncoderDecod
         muon.set_rate(optimisers, LEARNING_RATE * muon.schedule(step, STEPS, warm=50, hold=0.3))
         muon.move(optimisers)
         progress.step(step, loss.item())
-        if (step + 1) % 150 == 0:
+        if (step + 1) % 150 == 0 or step + 1 == STEPS:
             kept = [optimiser.state_dict() for optimiser in optimisers]
             checkpoint.save(path, model=model.state_dict(), optimisers=kept, step=step + 1)
     return model.eval()
