@@ -30,8 +30,7 @@ def train(work: Path, cache: Path, tokenizer, autoencoder) -> VisionEncoderDecod
     path, first = work / "captioner.pt", 0
     if state := checkpoint.load(path):
         model.load_state_dict(state["model"])
-        for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(kept)
+        muon.restore(optimisers, state["optimisers"])
         first = state["step"]
     progress = checkpoint.Progress("captioner", STEPS, first, every=50)
     model.train()
@@ -45,8 +44,7 @@ def train(work: Path, cache: Path, tokenizer, autoencoder) -> VisionEncoderDecod
         muon.move(optimisers)
         progress.step(step, loss.item())
         if (step + 1) % 150 == 0 or step + 1 == STEPS:
-            kept = [optimiser.state_dict() for optimiser in optimisers]
-            checkpoint.save(path, model=model.state_dict(), optimisers=kept, step=step + 1)
+            checkpoint.save(path, model=model.state_dict(), optimisers=muon.states(optimisers), step=step + 1)
     return model.eval()
 
 

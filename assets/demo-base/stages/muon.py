@@ -86,3 +86,14 @@ def schedule(step: int, steps: int, warm: int, hold: float) -> float:
     """Share of the full rate: up in a line over `warm` steps, level until `hold` of all, then down along a cosine."""
     falling = max(0.0, (step / steps - hold) / (1 - hold))
     return min(1.0, (step + 1) / warm) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * falling)))
+
+
+def states(optimisers: list[torch.optim.Optimizer]) -> list[dict]:
+    """What `restore` needs to go on."""
+    return [optimiser.state_dict() for optimiser in optimisers]
+
+
+def restore(optimisers: list[torch.optim.Optimizer], kept: list[dict]) -> None:
+    """Go on from what `states` gave."""
+    for optimiser, state in zip(optimisers, kept, strict=True):
+        optimiser.load_state_dict(state)

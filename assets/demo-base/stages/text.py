@@ -111,8 +111,7 @@ def _fit(tokenizer, encoder, work: Path, cache: Path) -> None:
     if state := checkpoint.load(path):
         encoder.load_state_dict(state["encoder"])
         heads.load_state_dict(state["heads"])
-        for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(kept)
+        muon.restore(optimisers, state["optimisers"])
         first = state["step"]
     progress = checkpoint.Progress("text", STEPS, first)
     for step in range(first, STEPS):
@@ -139,7 +138,7 @@ def _fit(tokenizer, encoder, work: Path, cache: Path) -> None:
             right = (heads.label(meaning[told]).argmax(1) == label[told]).float().mean().item()
             print(f"text: names {right:.0%} of the emoji", flush=True)
             state = {"encoder": encoder.state_dict(), "heads": heads.state_dict(), "step": step + 1}
-            checkpoint.save(path, **state, optimisers=[o.state_dict() for o in optimisers])
+            checkpoint.save(path, **state, optimisers=muon.states(optimisers))
 
 
 @torch.no_grad()

@@ -92,16 +92,14 @@ def broaden(work: Path, cache: Path, parts: tuple) -> Flux2Transformer2DModel:
 
 
 def _keep(path: Path, step: int, transformer, average, optimisers: list) -> None:
-    kept = [optimiser.state_dict() for optimiser in optimisers]
     weights = {"transformer": transformer.state_dict(), "average": average.state_dict()}
-    checkpoint.save(path, **weights, optimisers=kept, step=step)
+    checkpoint.save(path, **weights, optimisers=muon.states(optimisers), step=step)
 
 
 def _restore(state: dict, transformer, average, optimisers: list) -> int:
     transformer.load_state_dict(state["transformer"])
     average.load_state_dict(state["average"])
-    for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
-        optimiser.load_state_dict(kept)
+    muon.restore(optimisers, state["optimisers"])
     return state["step"]
 
 

@@ -82,8 +82,7 @@ def _fit(vae, network, batches, steps: int, rate: float, path: Path, with_encode
     first = 0
     if state := checkpoint.load(path):
         vae.load_state_dict(state["vae"])
-        for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(kept)
+        muon.restore(optimisers, state["optimisers"])
         first = state["step"]
     progress = checkpoint.Progress(path.stem, steps, first)
     vae.train()
@@ -95,8 +94,7 @@ def _fit(vae, network, batches, steps: int, rate: float, path: Path, with_encode
         muon.move(optimisers)
         progress.step(step, loss.item())
         if (step + 1) % 200 == 0:
-            kept = [optimiser.state_dict() for optimiser in optimisers]
-            checkpoint.save(path, vae=vae.state_dict(), optimisers=kept, step=step + 1)
+            checkpoint.save(path, vae=vae.state_dict(), optimisers=muon.states(optimisers), step=step + 1)
 
 
 def _loss(vae: AutoencoderKLFlux2, x: Tensor, with_encoder: bool) -> Tensor:
