@@ -34,17 +34,19 @@ class Encoded:
 
     latents: tuple[tuple[Tensor, ...], ...]
     """By picture, one (C, h, w) for each resolution."""
-    captions: Encoding
-    prompts: Encoding
+    captions: tuple[Encoding, ...]
+    """By picture, of one row; rows of different lengths come of families that do not pad."""
+    prompts: tuple[Encoding, ...]
     empty: Encoding
 
     def plan(self, seed: int, batch: int) -> Iterator[tuple[Tensor, Encoding]]:
         """Give the latents and captions of step after step, without end."""
         items = [(picture, latents) for picture, row in enumerate(self.latents) for latents in row]
-        for chosen in plan([latents.shape for _, latents in items], seed, batch):
+        sizes = [(latents.shape, shapes(self.captions[picture])) for picture, latents in items]
+        for chosen in plan(sizes, seed, batch):
             yield (
                 torch.stack([items[number][1] for number in chosen]),
-                rows(self.captions, [items[number][0] for number in chosen]),
+                stack([self.captions[items[number][0]] for number in chosen]),
             )
 
 
@@ -66,24 +68,28 @@ def encode(
         latents.append(_encode_picture(model, maker, path, resolutions_px, folder))
         progress("Encoding pictures", number, len(pictures))
     texts = list(dict.fromkeys([*captions, *prompts, ""]))
-    encoded, maker = [], model.fingerprint("text_encoder")
+    encoded, maker = [], model.fingerprint("text")
     for number, text in enumerate(texts, start=1):
         encoded.append(_encode_text(model, maker, text, folder))
         progress("Encoding captions", number, len(texts))
-    model.release("text_encoder")
-    whole = {name: torch.cat([row[name] for row in encoded]) for name in encoded[0]}
-    where = {text: number for number, text in enumerate(texts)}
+    model.release("text")
+    row = dict(zip(texts, encoded, strict=True))
     return Encoded(
         tuple(latents),
-        captions=rows(whole, [where[text] for text in captions]),
-        prompts=rows(whole, [where[text] for text in prompts]),
-        empty=rows(whole, [where[""]]),
+        captions=tuple(row[text] for text in captions),
+        prompts=tuple(row[text] for text in prompts),
+        empty=row[""],
     )
 
 
-def rows(encoding: Encoding, numbers: Sequence[int]) -> Encoding:
-    """Choose rows of an encoding."""
-    return {name: tensor[list(numbers)] for name, tensor in encoding.items()}
+def stack(rows: Sequence[Encoding]) -> Encoding:
+    """Join encodings of equal lengths to one with all their rows."""
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def shapes(encoding: Encoding) -> tuple[tuple[int, ...], ...]:
+    """The shapes of an encoding's tensors; rows can be stacked where they are equal."""
+    return tuple(tuple(tensor.shape) for _, tensor in sorted(encoding.items()))
 
 
 def plan(sizes: Sequence[Hashable], seed: int, batch: int) -> Iterator[list[int]]:

@@ -9,6 +9,7 @@ from typing import Any
 from finetune.errors import ConfigError
 from finetune.families import BaseModel
 from finetune.inputs import FinetuneType, Mode, Priority, Request
+from finetune.memory import Fit
 
 BATCH = {Priority.SPEED: 2, Priority.QUALITY: 4, Priority.HIGH_RES_ONLY: 4}
 SAMPLES_ON_THE_WAY = {Priority.SPEED: 0, Priority.QUALITY: 5, Priority.HIGH_RES_ONLY: 5}
@@ -36,6 +37,7 @@ class TrainConfig:
     sample_prompts: tuple[str, ...]
     checkpoint_every: int
     device: str
+    fit: Fit
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -52,10 +54,13 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
     values["finetune_type"] = FinetuneType(values["finetune_type"])
     values["resolutions_px"] = tuple(values["resolutions_px"])
     values["sample_prompts"] = tuple(values["sample_prompts"])
+    values["fit"] = Fit(**values["fit"])
     return TrainConfig(**values)
 
 
-def resolve(request: Request, base: BaseModel, sample_prompts: list[str], device: str) -> TrainConfig:
+def resolve(
+    request: Request, base: BaseModel, sample_prompts: list[str], device: str, fit: Fit | None = None
+) -> TrainConfig:
     """Decide every value."""
     return TrainConfig(
         name=request.finetune_comment,
@@ -75,6 +80,7 @@ def resolve(request: Request, base: BaseModel, sample_prompts: list[str], device
         sample_prompts=tuple(sample_prompts),
         checkpoint_every=max(25, request.iterations // 10),
         device=device,
+        fit=fit or Fit(micro_batch=BATCH[request.priority]),
     )
 
 

@@ -14,17 +14,17 @@ from itertools import islice
 from statistics import mean, median
 
 import torch
+from torch import Tensor
 
-from finetune import checkpoints, encodings, flow
+from finetune import checkpoints, flow, parts
 from finetune.encodings import Encoded
 from finetune.errors import DivergedError, OutOfMemoryError
-from finetune.families import Model
+from finetune.families import Encoding, Model
 from finetune.lora import Trainee
+from finetune.optimiser import Optimiser
 from finetune.recipe import TrainConfig
 from finetune.runs import Run
 
-BETAS = (0.9, 0.99)  # a few hundred steps are too few for the usual 0.999
-GRADIENT_NORM = 1.0
 BAD_STEPS = 3  # steps in a row without a finite loss that end a run
 
 
@@ -50,8 +50,7 @@ def train(
 
     Raises: DivergedError, OutOfMemoryError.
     """
-    parameters = list(trainee.parameters.values())
-    optimiser = torch.optim.AdamW(parameters, betas=BETAS, weight_decay=trainee.weight_decay)
+    optimiser = Optimiser(trainee.parameters, trainee.weight_decay, config.fit)
     first = checkpoints.load(
         run.checkpoints, trainee.parameters, optimiser, warn=lambda text: run.tell("warning", message=text, hint="")
     )
@@ -68,19 +67,8 @@ def train(
             t = flow.draw_times(config.seed, step, len(latents), config.time_shift)
             noise = flow.draw_noise(config.seed, step, latents.shape)
 
-            with _precision(config.device):
-                predicted = model.predict_velocity(flow.noise_latents(latents, noise, t), t, captions)
-            loss = flow.loss(predicted, latents.to(predicted.device), noise.to(predicted.device))
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
-
-            for group in optimiser.param_groups:
-                group["lr"] = rate(step, config)
-            is_finite = math.isfinite(loss.item()) and math.isfinite(norm.item())
-            if is_finite:
-                optimiser.step()
-            optimiser.zero_grad()
-            bad_steps = 0 if is_finite else bad_steps + 1
+            loss = optimiser.move(_losses(model, latents, captions, noise, t, config), rate(step, config))
+            bad_steps = 0 if math.isfinite(loss) else bad_steps + 1
 
             done = step + 1
             pace.count_step()
@@ -88,7 +76,7 @@ def train(
                 "step",
                 step=done,
                 of=config.iterations,
-                loss=loss.item() if math.isfinite(loss.item()) else None,
+                loss=loss if math.isfinite(loss) else None,
                 rate=rate(step, config),
                 seconds_left=round(pace.seconds_left(done), 1),
             )
@@ -110,27 +98,16 @@ def rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
 
 
-@torch.no_grad()
-def grid_loss(model: Model, encoded: Encoded, seed: int, draws: int = 8, pictures: int = 16) -> float:
-    """Mean loss of some of the pictures over the same noise and times whenever it is measured.
-
-    Times lie evenly over [0, 1], not shifted, so that the figure does not depend on how the model was trained.
-    """
-    losses = []
-    for picture in range(0, len(encoded.latents), math.ceil(len(encoded.latents) / pictures)):
-        batch = encoded.latents[picture][-1].expand(draws, -1, -1, -1)
-        noise = torch.randn(batch.shape, generator=flow.generator(seed, "grid", picture))
-        t = (torch.arange(draws) + 0.5) / draws
-        captions = encodings.rows(encoded.captions, [picture] * draws)
-        predicted = model.predict_velocity(flow.noise_latents(batch, noise, t), t, captions).cpu()
-        losses.append(flow.loss(predicted, batch, noise).item())
-    return mean(losses)
-
-
-def recovered(base_loss: float, full_loss: float, lora_loss: float) -> float:
-    """The share of what a full finetune gained that the LoRA extracted from it keeps; 1 when nothing was gained."""
-    gained = base_loss - full_loss
-    return (base_loss - lora_loss) / gained if gained > 0 else 1.0
+def _losses(
+    model: Model, latents: Tensor, captions: Encoding, noise: Tensor, t: Tensor, config: TrainConfig
+) -> Iterator[Tensor]:
+    """The loss of a batch, as a sum over the parts of it that go through the network at once."""
+    for part in torch.arange(len(latents)).split(config.fit.micro_batch):
+        rows = {name: tensor[part] for name, tensor in captions.items()}
+        with parts.autocast(config.device):
+            predicted = model.predict_velocity(flow.noise_latents(latents[part], noise[part], t[part]), t[part], rows)
+        loss = flow.loss(predicted, latents[part].to(predicted.device), noise[part].to(predicted.device))
+        yield loss * (len(part) / len(latents))
 
 
 @contextmanager
@@ -187,9 +164,3 @@ class Pace:
 
 def _is_due(done: int, every: int, last: int) -> bool:
     return done == last or (every > 0 and done % every == 0)
-
-
-def _precision(device: str) -> torch.autocast:
-    """bfloat16 on a GPU; on a CPU it is emulated and slow, so all stays in float32."""
-    kind = torch.device(device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu")

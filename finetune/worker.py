@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from finetune import captions, dataset, encodings, formats, lora, preview, recipe, registry, settings, trainer
+from finetune import captions, dataset, encodings, fidelity, formats, lora, preview, recipe, registry, settings, trainer
 from finetune.dataset import Picture
 from finetune.errors import CaptionError, FinetuneError, ModelError
 from finetune.executors import Task
@@ -112,7 +112,7 @@ def _prepare(run: Run) -> _Job:
     by_a_person = [text for text, picture in zip(trained, pictures, strict=True) if picture.caption]
     config = _configure(run, by_a_person + trained, device)
 
-    model = registry.families()[base.family].load(base, config.device)
+    model = registry.families()[base.family].load(base, Path(base.source), config.device, config.fit)
     _warn_of_cut_captions(run, model, pictures, trained)
     encoded = encodings.encode(
         model,
@@ -200,8 +200,7 @@ def _warn_of_cut_captions(run: Run, model: "Model", pictures: tuple[Picture, ...
 
 def _draw_samples(job: _Job, step: int) -> None:
     run, config, encoded, side = job.run, job.config, job.encoded, job.base.resolution_px
-    seeds = [config.seed] * len(config.sample_prompts)
-    images = preview.draw(job.model, encoded.prompts, encoded.empty, seeds, (side, side), job.base.sampler)
+    images = preview.draw(job.model, encoded.prompts, encoded.empty, config.seed, (side, side), job.base.sampler)
     run.samples.mkdir(exist_ok=True)
     for index, (image, prompt) in enumerate(zip(images, config.sample_prompts, strict=True)):
         name = f"step{step:06d}-{index}.png"
@@ -211,7 +210,7 @@ def _draw_samples(job: _Job, step: int) -> None:
 
 def _measure(job: _Job) -> float:
     """The loss on the training pictures, over the same noise and times whenever it is asked for."""
-    return trainer.grid_loss(job.model, job.encoded, job.config.seed)
+    return fidelity.grid_loss(job.model, job.encoded, job.config.seed)
 
 
 def _finish(job: _Job, trainee: "lora.Trainee", loss_before: float) -> tuple["lora.Lora", dict[str, float]]:
@@ -224,7 +223,7 @@ def _finish(job: _Job, trainee: "lora.Trainee", loss_before: float) -> tuple["lo
     loss_after = _measure(job)
     learned = {"loss_before": loss_before, "loss_after": loss_after, "captured_energy": result.captured_energy}
     if is_full:
-        learned["recovered"] = trainer.recovered(loss_before, loss_trained, loss_after)
+        learned["recovered"] = fidelity.recovered(loss_before, loss_trained, loss_after)
     return result, {name: round(value, 4) for name, value in learned.items()}
 
 
@@ -251,8 +250,8 @@ def _verify(job: _Job, path: Path, step: int) -> int:
     job.run.tell("stage", name="verify", title="Loading the file back and comparing a sample")
     formats.check(path)
     _draw_samples(job, step)
-    prompt = config.sample_prompts[0]
-    redrawn = job.family.draw_with_file(job.base, path, prompt, config.seed, (side, side), config.device)
+    encoded = job.encoded
+    redrawn = job.model.draw_with_file(path, encoded.prompts[0], encoded.empty, config.seed, (side, side))
     with Image.open(job.run.samples / f"step{step:06d}-0.png") as drawn:
         difference = preview.difference(drawn.convert("RGB"), redrawn)
     if difference > LARGEST_DIFFERENCE:

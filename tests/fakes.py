@@ -10,6 +10,7 @@ from finetune import encodings, registry, runs
 from finetune.encodings import Encoded
 from finetune.families import Model
 from finetune.inputs import FinetuneType, Mode
+from finetune.memory import Fit
 from finetune.recipe import TrainConfig
 
 FAMILY = "flux2-klein"
@@ -40,6 +41,7 @@ def config(**changes: Any) -> TrainConfig:
         "sample_prompts": ("a pear in the style of TOK",),
         "checkpoint_every": 4,
         "device": "cpu",
+        "fit": Fit(),
     }
     return TrainConfig(**{**values, **changes})
 
@@ -83,7 +85,7 @@ def captioner(folder: Path, says: str = "a dot of red") -> None:
     import torch
     from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
 
-    tokenizer = tiny_model()._part("tokenizer")
+    tokenizer = tiny_model().part("tokenizer")
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     small = {"num_attention_heads": 1, "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16}
     writer = {"n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 1, "bos_token_id": start, "eos_token_id": end}

@@ -9,8 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "finetune"
 STORY = """
-errors settings registry inputs recipe captions runs dataset flow lora formats families captioners encodings checkpoints
-preview trainer worker executors queue webhooks api ui __main__
+errors settings machine registry inputs memory bases weights recipe captions runs dataset flow lora optimiser formats
+footprint parts families captioners encodings checkpoints preview extraction fidelity trainer worker publish executors
+queue webhooks api ui __main__
 """
 ORDER = STORY.split()
 # A protocol says what an extension looks like, and is known to those that find and use extensions.

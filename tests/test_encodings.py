@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import fakes
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from finetune import encodings, registry
+from finetune.memory import Fit
 
 
 class Counting:
@@ -16,7 +18,7 @@ class Counting:
 
     def __init__(self, base=None):
         tiny = fakes.tiny_model()
-        self.model = registry.families()[fakes.FAMILY].load(base, "cpu") if base else tiny
+        self.model = registry.families()[fakes.FAMILY].load(base, Path(base.source), "cpu", Fit()) if base else tiny
         self.pictures, self.prompts = 0, 0
         self.base, self.patch_px, self.release = self.model.base, self.model.patch_px, self.model.release
         self.fingerprint = self.model.fingerprint
@@ -45,7 +47,7 @@ def test_second_time_nothing_is_encoded(tmp_path):
     assert (first.pictures, first.prompts) == (2, 4)
     assert (second.pictures, second.prompts) == (0, 0)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(made.latents, read.latents, strict=True))
-    assert torch.equal(made.captions["text"], read.captions["text"])
+    assert torch.equal(made.captions[0]["text"], read.captions[0]["text"])
 
 
 def test_only_what_changed_is_encoded_again(tmp_path):
@@ -108,7 +110,7 @@ def test_captions_stay_with_their_pictures(tmp_path):
     for number, (path, caption) in enumerate(zip(paths, captions, strict=True)):
         alone = _encode(fakes.tiny_model(), tmp_path / "alone", [path], [caption])
         assert torch.equal(together.latents[number][0], alone.latents[0][0])
-        assert torch.equal(together.captions["text"][number], alone.captions["text"][0])
+        assert torch.equal(together.captions[number]["text"], alone.captions[0]["text"])
 
 
 def test_progress_is_told_to_the_end(tmp_path):

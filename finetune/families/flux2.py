@@ -3,18 +3,17 @@
 Source: `Flux2KleinPipeline` of diffusers, with which every step here agrees (tests compare the two).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from finetune import families, settings
-from finetune.errors import AccessError, ModelError
-from finetune.families import BaseModel, Encoding, Sampler
+from finetune import settings
+from finetune.families import BaseModel, Encoding, Refused, Sampler
+from finetune.memory import Fit, Size
+from finetune.parts import Parts, precision
 
 if TYPE_CHECKING:
-    import torch
-    from diffusers import Flux2KleinPipeline
     from PIL.Image import Image
     from torch import Tensor, nn
 
@@ -38,29 +37,36 @@ DEMO = BaseModel(
 
 
 @dataclass
-class Flux2KleinModel:
+class Flux2KleinModel(Parts):
     """A base model in memory, part by part."""
 
-    base: BaseModel
-    device: str
-    _parts: dict[str, Any] = field(default_factory=dict, repr=False)
-    patch_px: int = 16
+    patch_px: ClassVar[int] = 16
+    is_guidance_embedded: ClassVar[bool] = False
+
+    @staticmethod
+    def kinds() -> Mapping[str, type]:
+        """The class of each part, by its folder's name."""
+        import diffusers
+        import transformers
+
+        return {
+            "transformer": diffusers.Flux2Transformer2DModel,
+            "vae": diffusers.AutoencoderKLFlux2,
+            "text_encoder": transformers.Qwen3ForCausalLM,
+            "tokenizer": transformers.Qwen2TokenizerFast,
+            "scheduler": diffusers.FlowMatchEulerDiscreteScheduler,
+        }
 
     @property
     def latent_channels(self) -> int:
         """Channels of the patched latents."""
         return self.transformer.config.in_channels
 
-    @property
-    def transformer(self) -> "nn.Module":
-        """The network that LoRA is added to."""
-        return self._part("transformer")
-
     def encode_images(self, pixels: "Tensor") -> "Tensor":
         """Shapes: (B, 3, H, W) in [-1, 1] to latents (B, C, h, w); H and W are multiples of 16."""
         import torch
 
-        vae = self._part("vae")
+        vae = self.part("vae")
         with torch.no_grad():
             latents = _patch(vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode())
             mean, deviation = _whitening(vae, latents)
@@ -70,7 +76,7 @@ class Flux2KleinModel:
         """Shapes: latents (B, C, h, w) to (B, 3, H, W), about [-1, 1]."""
         import torch
 
-        vae = self._part("vae")
+        vae = self.part("vae")
         with torch.no_grad():
             latents = latents.to(self.device, vae.dtype)
             mean, deviation = _whitening(vae, latents)
@@ -80,8 +86,8 @@ class Flux2KleinModel:
         """Encode prompts as the pipeline does. Padding is not masked: the transformer was trained to see it."""
         import torch
 
-        encoder = self._part("text_encoder")
-        rows = self._part("tokenizer")(
+        encoder = self.part("text_encoder")
+        rows = self.part("tokenizer")(
             [self._in_template(prompt) for prompt in prompts],
             return_tensors="pt",
             padding="max_length",
@@ -95,13 +101,13 @@ class Flux2KleinModel:
     def cut_off(self, prompt: str) -> str:
         """The end of a prompt that the text encoder does not read; empty if it reads all."""
         text = self._in_template(prompt)
-        spans = self._part("tokenizer")(text, return_offsets_mapping=True)["offset_mapping"]
+        spans = self.part("tokenizer")(text, return_offsets_mapping=True)["offset_mapping"]
         if len(spans) <= self.base.text_tokens:
             return ""
         read = spans[self.base.text_tokens - 1][1] - text.index(prompt)
         return prompt[max(0, read) :].strip()
 
-    def predict_velocity(self, noisy: "Tensor", t: "Tensor", encoding: Encoding) -> "Tensor":
+    def predict_velocity(self, noisy: "Tensor", t: "Tensor", encoding: Encoding, guidance: float = 1.0) -> "Tensor":
         """Shapes: noisy (B, C, h, w), t (B,) in [0, 1]; returns the shape of noisy."""
         transformer = self.transformer
         batch, channels, height, width = noisy.shape
@@ -116,63 +122,59 @@ class Flux2KleinModel:
         )[0]
         return tokens.mT.reshape(batch, channels, height, width)
 
+    def draw_noise(self, seed: int, latent_size: tuple[int, int]) -> "Tensor":
+        """The noise that the pipeline starts from with this seed. Shapes: (1, C, h, w), float32."""
+        import torch
+
+        shape = (1, self.latent_channels, *latent_size)
+        draw = torch.Generator().manual_seed(seed)
+        return torch.randn(shape, generator=draw, dtype=precision(self.device)).float()
+
     def sampling_times(self, latent_size: tuple[int, int], steps: int) -> "Tensor":
         """The flow times that the pipeline visits, from 1 down to 0. Shapes: (steps + 1,)."""
         import numpy
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
-        scheduler = self._part("scheduler")
+        scheduler = self.part("scheduler")
         times = None if scheduler.config.get("use_flow_sigmas") else numpy.linspace(1.0, 1 / steps, steps)
         scheduler.set_timesteps(steps, sigmas=times, mu=compute_empirical_mu(latent_size[0] * latent_size[1], steps))
         return scheduler.sigmas.clone()
 
-    def fingerprint(self, part: str) -> str:
-        """What a part in a folder is made of. One on the Hub is known by its id alone, until commits are pinned."""
-        names = ("tokenizer", part) if part == "text_encoder" else (part,)
-        return families.fingerprint(*(Path(self.base.source, name) for name in names)) if self.base.source else ""
+    def draw_with_file(
+        self, lora: Path, encoding: Encoding, empty: Encoding, seed: int, size: tuple[int, int]
+    ) -> "Image":
+        """Draw one picture through diffusers' pipeline around the parts in memory, with a LoRA file loaded into it.
 
-    def release(self, *parts: str) -> None:
-        """Free "text_encoder", "vae" or "transformer"."""
+        Units: size is (width, height) in pixels. Raises: ModelError when a layer of the file finds no place.
+        """
         import torch
+        from diffusers import Flux2KleinPipeline
 
-        for part in parts:
-            self._parts.pop(part, None)
-        if self.device != "cpu":
-            torch.cuda.empty_cache()
+        parts = {name: self.part(name) for name in ("transformer", "vae", "scheduler")}
+        pipeline = Flux2KleinPipeline(**parts, text_encoder=None, tokenizer=None)
+        pipeline.set_progress_bar_config(disable=True)
+        with self.with_file(pipeline, lora):
+            return pipeline(
+                prompt_embeds=encoding["text"].to(self.device),
+                negative_prompt_embeds=empty["text"].to(self.device),
+                width=size[0],
+                height=size[1],
+                num_inference_steps=self.base.sampler.steps,
+                guidance_scale=self.base.sampler.guidance_scale,
+                generator=torch.Generator("cpu").manual_seed(seed),
+            ).images[0]
 
     def save(self, folder: Path) -> BaseModel:
         """Write all parts as a folder that `Flux2KleinPipeline` reads; returns the base model that it makes."""
         from diffusers import Flux2KleinPipeline
 
-        Flux2KleinPipeline(**{part: self._part(part) for part in PARTS}).save_pretrained(folder)
+        Flux2KleinPipeline(**{part: self.part(part) for part in PARTS}).save_pretrained(folder)
         return replace(self.base, source=str(folder))
 
     def _in_template(self, prompt: str) -> str:
-        return self._part("tokenizer").apply_chat_template(
+        return self.part("tokenizer").apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
-
-    def _part(self, name: str) -> Any:
-        if name not in self._parts:
-            self._parts[name] = self._load(name)
-        return self._parts[name]
-
-    def _load(self, name: str) -> Any:
-        import diffusers
-        import transformers
-
-        kind = {
-            "transformer": diffusers.Flux2Transformer2DModel,
-            "vae": diffusers.AutoencoderKLFlux2,
-            "text_encoder": transformers.Qwen3ForCausalLM,
-            "tokenizer": transformers.Qwen2TokenizerFast,
-            "scheduler": diffusers.FlowMatchEulerDiscreteScheduler,
-        }[name]
-        if name in ("tokenizer", "scheduler"):
-            return _opened(self.base, lambda: kind.from_pretrained(self.base.source, subfolder=name))
-        dtype = _dtype(self.device)
-        part = _opened(self.base, lambda: kind.from_pretrained(self.base.source, subfolder=name, dtype=dtype))
-        return part.to(self.device).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,8 @@ class Flux2Klein:
 
     id: str = "flux2-klein"
     title: str = "FLUX.2 klein"
+    pipeline_classes: tuple[str, ...] = ("Flux2KleinPipeline",)
+    refused: tuple[Refused, ...] = ()
     # `to_out` is a list of layers in the double blocks and a layer in the single ones: peft takes no pattern for both
     # unless it is anchored at both ends.
     lora_targets: str = (
@@ -194,9 +198,9 @@ class Flux2Klein:
         """The base models of the family; the demo base is where the settings say."""
         return (replace(DEMO, source=str(settings.read().demo_base)),)
 
-    def load(self, base: BaseModel, device: str) -> Flux2KleinModel:
-        """Open a base model; weights follow when they are needed. Raises: ModelError, AccessError."""
-        return Flux2KleinModel(base, device)
+    def load(self, base: BaseModel, folder: Path, device: str, fit: Fit) -> Flux2KleinModel:
+        """Open a base model from a folder; weights follow when they are needed."""
+        return Flux2KleinModel(base, folder, device, fit)
 
     def tiny(self) -> Flux2KleinModel:
         """The same classes at toy size with random weights, for tests."""
@@ -206,45 +210,19 @@ class Flux2Klein:
             torch.manual_seed(0)
             parts = _tiny_parts()
         base = replace(DEMO, id="tiny", title="Tiny", source="", sampler=Sampler(4, 3.0))
-        return Flux2KleinModel(base, "cpu", parts)
+        return Flux2KleinModel(base, None, "cpu", _parts=parts)
 
-    def draw_with_file(
-        self, base: BaseModel, lora: Path, prompt: str, seed: int, size: tuple[int, int], device: str
-    ) -> "Image":
-        """Draw one picture through the public diffusers pipeline with a LoRA file loaded into it.
+    def size(self, base: BaseModel) -> Size:
+        """How large the transformer is, from its architecture alone."""
+        raise NotImplementedError
 
-        Units: size is (width, height) in pixels. Raises: ModelError when the file's layers are not those of the base.
-        """
-        import torch
+    def describe(self, folder: Path) -> BaseModel:
+        """A record of a base model in a folder of this family's layout. Raises: ModelError."""
+        raise NotImplementedError
 
-        pipeline = self._pipeline(base, lora, device)
-        return pipeline(
-            prompt=prompt,
-            width=size[0],
-            height=size[1],
-            num_inference_steps=base.sampler.steps,
-            guidance_scale=base.sampler.guidance_scale,
-            max_sequence_length=base.text_tokens,
-            text_encoder_out_layers=base.text_layers,
-            generator=torch.Generator("cpu").manual_seed(seed),
-        ).images[0]
-
-    def _pipeline(self, base: BaseModel, lora: Path, device: str) -> "Flux2KleinPipeline":
-        from diffusers import Flux2KleinPipeline
-        from safetensors import safe_open
-
-        pipeline = _opened(base, lambda: Flux2KleinPipeline.from_pretrained(base.source, dtype=_dtype(device)))
-        pipeline.set_progress_bar_config(disable=True)
-        try:
-            pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise ModelError(f"diffusers does not take “{lora.name}”: {error}") from error
-        taken = sum(".lora_A." in name for name, _ in pipeline.transformer.named_parameters())
-        with safe_open(lora, "pt") as file:
-            offered = sum(".lora_A." in key for key in file.keys())  # noqa: SIM118
-        if taken != offered:
-            raise ModelError(f"“{lora.name}” has {offered} layers, of which diffusers takes {taken}.")
-        return pipeline.to(device)
+    def published_names(self, base: BaseModel) -> Mapping[str, Sequence[str]]:
+        """The published checkpoint's layers, and which of ours each consists of."""
+        raise NotImplementedError
 
     def usage(self, base: BaseModel, lora_name: str, prompt: str) -> str:
         """A few lines of Python that draw with the LoRA in diffusers."""
@@ -272,34 +250,6 @@ image = pipeline(
 ).images[0]
 image.save("picture.png")
 """
-
-
-def _opened(base: BaseModel, load: Callable[[], Any]) -> Any:
-    """Run a library's loader and put its errors into words."""
-    from huggingface_hub.errors import GatedRepoError
-    from safetensors import SafetensorError
-
-    try:
-        return load()
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        if isinstance(error, GatedRepoError) or "gated repo" in str(error):
-            raise AccessError(
-                f"{base.title} needs an accepted licence.",
-                f"Accept it at https://huggingface.co/{base.source}, then set your token as HF_TOKEN.",
-            ) from error
-        if isinstance(error, RuntimeError) and "out of memory" in str(error):
-            raise
-        raise ModelError(
-            f"{base.title} cannot be loaded: {(str(error) or repr(error)).splitlines()[0]}",
-            "Check that its files are complete, or fetch them again.",
-        ) from error
-
-
-def _dtype(device: str) -> "torch.dtype":
-    """float32 on a CPU, where bfloat16 is emulated and about a hundred times slower."""
-    import torch
-
-    return torch.float32 if device == "cpu" else torch.bfloat16
 
 
 def _only(rows: Any, *names: str) -> dict[str, "Tensor"]:

@@ -22,6 +22,7 @@ from stages import measure, pictures  # noqa: E402
 
 from finetune import captions, flow, registry, settings  # noqa: E402
 from finetune.inputs import Mode  # noqa: E402
+from finetune.memory import Fit  # noqa: E402
 
 TIMES = [(i + 0.5) / 8 for i in range(8)]
 
@@ -75,7 +76,7 @@ def main() -> None:
     told = [captions.with_trigger(p.thing, asked.mode, asked.trigger) for p in unseen]
 
     base = registry.base_model("demo")
-    model = registry.families()[base.family].load(base, "cpu")
+    model = registry.families()[base.family].load(base, Path(base.source), "cpu", Fit())
     sets = {
         "unseen pictures, with the trigger word": (unseen, told),
         "the base's own pictures, without it": (known, [pictures.plain_caption(p) for p in known]),

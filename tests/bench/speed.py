@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from finetune import flow, lora, registry, settings
 from finetune.inputs import FinetuneType
+from finetune.memory import Fit
 
 ROUNDS, STEPS = 5, 6
 VARIANTS = {
@@ -29,7 +30,7 @@ def prepare(kind: FinetuneType, rank: int, batch: int, side: int):
     """A function that does one training step of a variant."""
     base = registry.base_model("demo")
     family = registry.families()[base.family]
-    model = family.load(base, "cpu")
+    model = family.load(base, Path(base.source), "cpu", Fit())
     trainee = lora.prepare(model.transformer, family.lora_targets, kind, rank, seed=0)
     optimiser = torch.optim.AdamW(trainee.parameters.values(), lr=1e-5)
     text = {name: rows.expand(batch, -1, -1) for name, rows in model.encode_prompts(["a red apple"]).items()}

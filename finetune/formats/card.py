@@ -1,0 +1,1 @@
+"""The model card (README.md) of a LoRA, ready for the Hub."""
