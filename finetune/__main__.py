@@ -1,16 +1,21 @@
 """The command line: `python -m finetune train pictures.zip …`, `serve`, and `work`, which the service starts itself."""
 
 import argparse
+import json
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from finetune import dataset, inputs, registry, runs, settings
+from finetune import bases, dataset, inputs, machine, plan, publish, recipe, registry, runs, settings
 from finetune.errors import DatasetError, FinetuneError
 from finetune.executors import Executor
+from finetune.inputs import FinetuneType, Priority, Request
+from finetune.machine import Machine
 from finetune.runs import Run, State
 
 EXIT = {State.READY: 0, State.STOPPED: 3, State.FAILED: 1}
@@ -43,6 +48,21 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("rest", nargs=argparse.REMAINDER, help="options of app.py: --host, --port, --share, --auth")
     serve.set_defaults(command=_serve)
 
+    push = commands.add_parser("push", help="push a run's LoRA to the Hub, with the token of HF_TOKEN")
+    push.add_argument("run", help="the run's id")
+    push.add_argument("repo", help="the repository to make or to add to: name or owner/name")
+    push.add_argument("--public", action="store_true", help="let everyone see it; private otherwise")
+    push.set_defaults(command=_push)
+
+    table = commands.add_parser("plan", help="say how each base model would fit GPUs of several sizes")
+    table.add_argument("--memory-gib", type=float, nargs="+", default=[12, 16, 24, 48, 80, 141], metavar="GIB")
+    table.add_argument("--teraflops", type=float, default=200.0, help="of the GPU, in large 16-bit matrix products")
+    table.add_argument("--pictures", type=int, default=20)
+    table.set_defaults(command=_plan)
+
+    measure = commands.add_parser("measure", help="measure what this machine can do (the service starts this)")
+    measure.set_defaults(command=_measure)
+
     work = commands.add_parser("work", help="do the work of one run folder (the service starts this)")
     work.add_argument("folder", type=Path)
     work.add_argument("--task", choices=("train", "caption"), default="train")
@@ -74,7 +94,7 @@ def _train(asked: argparse.Namespace) -> int:
     if "lora_rank" in values and values["lora_rank"].isdigit():
         values["lora_rank"] = int(values["lora_rank"])
     request = inputs.read(values)
-    registry.base_model(request.base_model)
+    bases.check(request.base_model)
     machine = settings.read()
     executor = registry.executors()["local"]
     executor.check()
@@ -149,7 +169,7 @@ def _follow(run: Run, executor: Executor) -> State:
 
 def _show_results(run: Run, output: Path | None) -> None:
     """Say where the LoRA is, copied to a file or folder if that was asked for. Raises: FinetuneError."""
-    lora = next(run.results.glob("*.safetensors"))
+    lora = run.lora
     try:
         print(f"Ready: {_copied(lora, output) if output else lora}")
     except OSError as error:
@@ -166,6 +186,28 @@ def _serve(asked: argparse.Namespace) -> int:
     from finetune.ui import serve
 
     return serve.main(asked.rest) or 0
+
+
+def _push(asked: argparse.Namespace) -> int:
+    run = runs.find(settings.read().runs, asked.run)
+    print(f"It is at {publish.push_run(run, asked.repo, is_private=not asked.public)}")
+    return 0
+
+
+def _plan(asked: argparse.Namespace) -> int:
+    card = Machine("cuda:0", "A GPU", 0, 0, 64 * plan.GIB, asked.teraflops, cores=8, can_pack=True)
+    orders = {}
+    for base in registry.base_models().values():
+        for kind, priority in product(FinetuneType, (Priority.SPEED, Priority.QUALITY)):
+            request = Request(finetune_comment="-", mode="general", finetune_type=kind, priority=priority, lora_rank=16)
+            orders[f"{base.title}, {kind.value}, {priority.value}"] = recipe.order(request, base, asked.pictures)
+    print(plan.markdown(plan.table(orders, asked.memory_gib, card)))
+    return 0
+
+
+def _measure(asked: argparse.Namespace) -> int:
+    print(json.dumps(asdict(machine.measure_into(settings.read())), indent=1))
+    return 0
 
 
 def _work(asked: argparse.Namespace) -> int:

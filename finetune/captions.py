@@ -58,18 +58,19 @@ def _word(trigger: str) -> re.Pattern[str]:
 
 
 def sample_prompts(
-    mode: Mode, trigger: str, trained: list[str], asked: tuple[str, ...], unseen: tuple[str, ...]
+    mode: Mode, trigger: str, trained: list[str], asked: tuple[str, ...], unseen: tuple[str, ...], count: int
 ) -> list[str]:
     """What to draw during training.
 
-    What was asked for, with the trigger word where it is missing; else two captions of the dataset and, for a style,
-    things that it does not show (`unseen`, from the base model), else the subject in the mode's plain words.
+    What was asked for, with the trigger word where it is missing; else `count` prompts, half of them captions of the
+    dataset and, for a style, the others things that it does not show (`unseen`, from the base model), else the subject
+    in the mode's plain words.
     """
     if asked:
         return [prompt if names_trigger(prompt, trigger) else with_trigger(prompt, mode, trigger) for prompt in asked]
-    prompts = list(dict.fromkeys(trained))[:2]
+    prompts = list(dict.fromkeys(trained))[: count // 2]
     if mode is Mode.STYLE:
-        prompts += [with_trigger(thing, mode, trigger) for thing in unseen][:2]
+        prompts += [with_trigger(thing, mode, trigger) for thing in unseen][: count // 2]
     elif plain(mode, trigger) not in prompts:
         prompts.append(plain(mode, trigger))
     return prompts

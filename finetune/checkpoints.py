@@ -9,14 +9,29 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 KEPT = 2
+BEST_BYTES = 4 * 2**30
+"""Weights beyond this are not written again and again for the sake of the best: that would take too long."""
+CLEARLY = 0.002
+"""How much lower a loss must be to count as better."""
 
 
-def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> None:
+class Stateful(Protocol):
+    """What moves the weights: `Optimiser`, or any optimiser of torch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resume needs."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+
+
+def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimiser: Stateful) -> None:
     """Write a checkpoint in one move, and delete all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.detach() for name, weight in parameters.items()}
@@ -30,10 +45,43 @@ def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimi
         path.unlink()
 
 
+class Best:
+    """The weights that did best on pictures that are not trained, kept beside the checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "best.pt"
+
+    def offer(self, step: int, loss: float, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Keep these weights if none did better; what is too large, or held in too few bits, is not kept."""
+        held = sum(weight.numel() * weight.element_size() for weight in parameters.values())
+        if held > BEST_BYTES or any(weight.dtype != torch.float32 for weight in parameters.values()):
+            return
+        if (known := self._read()) and known["loss"] <= loss:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        part = self._path.with_suffix(".part")
+        weights = {name: weight.detach() for name, weight in parameters.items()}
+        torch.save({"step": step, "loss": loss, "weights": weights}, part)
+        os.replace(part, self._path)
+
+    def restore(self, loss: float, parameters: Mapping[str, nn.Parameter]) -> int:
+        """Put the best weights back if they did clearly better than this loss; returns their step, else 0."""
+        known = self._read()
+        if not known or not known["step"] or known["loss"] >= loss * (1 - CLEARLY):
+            return 0
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(known["weights"][name])
+        return known["step"]
+
+    def _read(self) -> dict[str, Any]:
+        return torch.load(self._path, map_location="cpu", weights_only=True, mmap=True) if self._path.exists() else {}
+
+
 def load(
     folder: Path,
     parameters: Mapping[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
+    optimiser: Stateful,
     warn: Callable[[str], None],
 ) -> int:
     """Put the newest good checkpoint back and give its step; 0 if there is none. A broken one is only warned of."""
@@ -55,7 +103,7 @@ def _read(path: Path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _put_back(kept: dict, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> None:
+def _put_back(kept: dict, parameters: Mapping[str, nn.Parameter], optimiser: Stateful) -> None:
     weights = kept["weights"]
     if {name: weight.shape for name, weight in weights.items()} != {n: p.shape for n, p in parameters.items()}:
         raise ValueError("other weights than those that are trained")

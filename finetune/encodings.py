@@ -8,7 +8,7 @@ Also owned here: which pictures each step sees, because that depends on the size
 import hashlib
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 
@@ -25,15 +25,14 @@ from finetune.families import Encoding, Model
 Progress = Callable[[str, int, int], None]
 """Told what is being done in plain words, how many are done, and of how many."""
 
-ENLARGED_AT_MOST = 1.25  # a picture skips resolutions that would enlarge its sides more than this, if it can
-
 
 @dataclass(frozen=True)
 class Encoded:
     """All that training reads: latents and encoded captions, in the order of the pictures."""
 
     latents: tuple[tuple[Tensor, ...], ...]
-    """By picture, one (C, h, w) for each resolution."""
+    """By picture, one (C, h, w) for each resolution, so that all pictures come equally often. A picture that is smaller
+    than two resolutions has the same latents for both."""
     captions: tuple[Encoding, ...]
     """By picture, of one row; rows of different lengths come of families that do not pad."""
     prompts: tuple[Encoding, ...]
@@ -82,6 +81,19 @@ def encode(
     )
 
 
+def encode_mirrored(
+    model: Model, pictures: Sequence[Path], encoded: Encoded, resolutions_px: Sequence[int], folder: Path
+) -> Encoded:
+    """Encode mirrored copies of pictures, small, with the captions of the pictures: something to measure on.
+
+    Training never sees them, and so no picture must be withheld from it: of a handful, each one counts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    maker, smallest = model.fingerprint("vae"), (min(resolutions_px),)
+    latents = tuple(_encode_picture(model, maker, path, smallest, folder, is_mirrored=True) for path in pictures)
+    return replace(encoded, latents=latents)
+
+
 def stack(rows: Sequence[Encoding]) -> Encoding:
     """Join encodings of equal lengths to one with all their rows."""
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
@@ -120,25 +132,23 @@ def _shuffled_again_and_again(numbers: list[int], seed: int) -> Iterator[int]:
 def fit(width: int, height: int, resolution_px: int, multiple: int) -> tuple[int, int]:
     """Find the size at which a picture is trained: its shape as well as may be, an area of at most resolution squared.
 
-    Of all sizes in multiples, the one that keeps most: the share of the picture that is not cut off, times the area.
+    Of all sizes in multiples, the one that keeps most: the share of the picture that is not cut off, times the area; of
+    those that keep the same, the one that cuts off least. No picture is enlarged, only a side of less than one multiple
+    is brought up to one.
     """
     aspect, area = width / height, resolution_px**2
+    widest, highest = (max(multiple, side // multiple * multiple) for side in (width, height))
 
-    def kept(size: tuple[int, int]) -> float:
+    def kept(size: tuple[int, int]) -> tuple[float, float]:
         ratio = size[0] / size[1] / aspect
-        return min(ratio, 1 / ratio) * size[0] * size[1]
+        share = min(ratio, 1 / ratio)
+        return share * size[0] * size[1], share
 
-    sides = range(multiple, area // multiple + 1, multiple)
+    sides = range(multiple, min(highest, area // multiple) + 1, multiple)
     sizes = [(area // side // multiple * multiple, side) for side in sides]
     sizes += [(max(multiple, round(side * aspect / multiple) * multiple), side) for side in sides]
+    sizes = [(min(widest, wide), side) for wide, side in sizes]
     return max((size for size in sizes if 0 < size[0] * size[1] <= area), key=kept)
-
-
-def resolution_for(width: int, height: int, resolution_px: int, resolutions_px: Sequence[int]) -> int:
-    """The resolution at which a picture takes part: a lower one where it would be enlarged too much."""
-    lower = [side for side in sorted(resolutions_px) if side <= resolution_px]
-    sensible = [side for side in lower if side <= ENLARGED_AT_MOST * (width * height) ** 0.5]
-    return max(sensible, default=lower[0])
 
 
 def load_pixels(path: Path, size: tuple[int, int]) -> Tensor:
@@ -150,16 +160,21 @@ def load_pixels(path: Path, size: tuple[int, int]) -> Tensor:
 
 
 def _encode_picture(
-    model: Model, maker: str, path: Path, resolutions_px: Sequence[int], folder: Path
+    model: Model, maker: str, path: Path, resolutions_px: Sequence[int], folder: Path, is_mirrored: bool = False
 ) -> tuple[Tensor, ...]:
     content = hashlib.blake2b(path.read_bytes()).hexdigest()
     with Image.open(path) as image:
         width, height = image.size
     found = []
     for resolution_px in resolutions_px:
-        size = fit(width, height, resolution_for(width, height, resolution_px, resolutions_px), model.patch_px)
-        kept = folder / f"{_key(model, maker, 'picture', content, size)}.safetensors"
-        latents = _remembered(kept, lambda size=size: {"latents": model.encode_images(load_pixels(path, size))})
+        size = fit(width, height, resolution_px, model.patch_px)
+        key = _key(model, maker, "mirrored" if is_mirrored else "picture", content, size)
+
+        def latents_of(size: tuple[int, int] = size) -> Encoding:
+            pixels = load_pixels(path, size)
+            return {"latents": model.encode_images(pixels.flip(-1) if is_mirrored else pixels)}
+
+        latents = _remembered(folder / f"{key}.safetensors", latents_of)
         found.append(latents["latents"][0])
     return tuple(found)
 

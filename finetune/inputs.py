@@ -116,7 +116,9 @@ class Request(BaseModel):
     base_model: str = Field(
         "demo",
         title="Base model",
-        description="The model that learns from your pictures.",
+        description="The model that learns from your pictures: one of the list, an id on the Hub, or a folder on the "
+        "machine.",
+        max_length=500,
     )
     seed: int = Field(
         0,

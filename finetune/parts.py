@@ -5,24 +5,30 @@ What all families share: one folder per part as published on the Hub, the device
 
 import hashlib
 import json
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from safetensors import SafetensorError, safe_open
 
-from finetune import footprint
+from finetune import layouts
 from finetune.errors import ModelError
 from finetune.families import BaseModel
+from finetune.layouts import GIB
 from finetune.memory import Fit
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch import Tensor, nn
 
 SAMPLED_BYTES = 32 * 2**20
+FROM_FILE = "file"  # the name of the adapter that a pipeline reads from a file
+MARK = "\ue000"  # a letter that no prompt has
 
 
 @dataclass
@@ -75,6 +81,33 @@ class Parts:
         with safe_open(path, "pt") as file:
             return file.get_tensor(name)
 
+    def draw_through(
+        self, pipeline_class: Any, lora: Path, seed: int, size: tuple[int, int], **encoded: "Tensor"
+    ) -> "Image":
+        """Draw one picture through a pipeline of diffusers around the parts in memory, with a LoRA file loaded into it.
+
+        Units: size is (width, height) in pixels. Raises: ModelError when a layer of the file finds no place.
+        """
+        import torch
+
+        parts = {name: self.part(name) for name in ("transformer", "vae", "scheduler")}
+        pipeline = pipeline_class(**parts, **dict.fromkeys((*self.text_parts, *self.tokenizers)))
+        pipeline.set_progress_bar_config(disable=True)
+        with self.with_file(pipeline, lora):
+            return pipeline(
+                **{name: tensor.to(self.device) for name, tensor in encoded.items()},
+                width=size[0],
+                height=size[1],
+                num_inference_steps=self.base.sampler.steps,
+                guidance_scale=self.base.sampler.guidance_scale,
+                generator=torch.Generator("cpu").manual_seed(seed),
+            ).images[0]
+
+    def save_through(self, pipeline_class: Any, folder: Path) -> BaseModel:
+        """Write all parts as a folder that a pipeline of diffusers reads; returns the base model that it makes."""
+        pipeline_class(**{part: self.part(part) for part in self.kinds()}).save_pretrained(folder)
+        return replace(self.base, source=str(folder))
+
     @contextmanager
     def with_file(self, pipeline: Any, lora: Path) -> Iterator[None]:
         """Let a diffusers pipeline around the parts in memory draw with a LoRA file, and put back what was there.
@@ -82,28 +115,20 @@ class Parts:
         Raises: ModelError when diffusers does not take the file, or not all of it.
         """
         transformer = self.transformer
-        before = list(getattr(transformer, "peft_config", {}))
-        if before:
-            transformer.disable_adapters()
-        try:
+        with _adapters_kept(transformer), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
             try:
-                pipeline.load_lora_weights(lora.parent, weight_name=lora.name, adapter_name="file")
-            except (ValueError, RuntimeError, OSError) as error:
+                read = pipeline.lora_state_dict(lora.parent, weight_name=lora.name)
+                pipeline.load_lora_weights(lora.parent, weight_name=lora.name, adapter_name=FROM_FILE)
+            except (ValueError, RuntimeError, OSError, KeyError, AssertionError) as error:
                 raise ModelError(f"diffusers does not take “{lora.name}”: {error}") from error
-            taken = sum(".lora_A.file." in name for name, _ in transformer.named_parameters())
-            with safe_open(lora, "pt") as file:
-                offered = sum(".lora_A." in key for key in file.keys())  # noqa: SIM118
-            if taken != offered:
-                raise ModelError(f"“{lora.name}” has {offered} layers, of which diffusers takes {taken}.")
-            transformer.set_adapter("file")
-            transformer.enable_adapters()
+            offered = {key.split(".lora_A.")[0] for key in read if ".lora_A." in key}
+            names = {name for name, _ in transformer.named_parameters()}
+            taken = {layer for layer in offered if _file_weight(layer) in names}
+            if not taken or taken != offered:
+                raise ModelError(f"“{lora.name}” has {len(offered)} layers, of which diffusers takes {len(taken)}.")
+            transformer.set_adapter(FROM_FILE)
             yield
-        finally:
-            if "file" in getattr(transformer, "peft_config", {}):
-                transformer.delete_adapters("file")
-            if before:
-                transformer.set_adapter(before)
-                transformer.enable_adapters()
 
     def fingerprint(self, kind: str) -> str:
         """What "text" (encoders and tokenizers) or "vae" is made of: another value once its files are exchanged."""
@@ -122,17 +147,103 @@ class Parts:
                 found |= dict.fromkeys(file.keys(), path)
         return found
 
+    def unread(self, tokenize: Callable[..., Any], prompt: str, template: Callable[[str], str] = str) -> str:
+        """The end of a prompt that lies beyond the base's text tokens, once it is in its template; empty if none."""
+        text = template(prompt)
+        spans = tokenize(text, return_offsets_mapping=True)["offset_mapping"]
+        if len(spans) <= self.base.text_tokens:
+            return ""
+        kept = tokenize(text, return_offsets_mapping=True, truncation=True, max_length=self.base.text_tokens)
+        read = max(end for _, end in kept["offset_mapping"]) - template(MARK).index(MARK)
+        return prompt[max(0, read) :].strip()
+
+    def text_states(self, rows: Mapping[str, "Tensor"]) -> "Tensor":
+        """The hidden states of the base's text layers, side by side. Shapes: rows (B, N); returns (B, N, C)."""
+        import torch
+
+        rows = {name: tensor.to(self.device) for name, tensor in rows.items()}
+        with torch.no_grad():
+            states = self.part("text_encoder")(**rows, output_hidden_states=True, use_cache=False, logits_to_keep=1)
+        # a text encoder that does not fit the device has its layers in several places
+        return torch.cat([states.hidden_states[layer].to(self.device) for layer in self.base.text_layers], dim=-1)
+
     def _load(self, name: str) -> Any:
         kind = self.kinds()[name]
         if self.folder is None:
             raise ValueError(f"a model without a folder has no {name}")
-        if not hasattr(kind, "dtype") or name in self.tokenizers:  # tokenizers and schedulers
-            return opened(self.base, lambda: kind.from_pretrained(self.folder, subfolder=name))
-        more = footprint.loading(self.fit, self.device) if name == "transformer" else {}
+        if name in self.tokenizers or not hasattr(kind, "dtype"):  # a scheduler
+            part = opened(self.base, lambda: kind.from_pretrained(self.folder, subfolder=name))
+            return _with_template(part, self.folder / name / "chat_template.json")
+        from finetune import footprint  # loads torch
+
+        how = text_placement(self.base.text_encoder_gib, self.device) if name in self.text_parts else {}
+        is_placed = bool(how)
+        if name in self.text_parts and self.base.text_layers:
+            how["config"] = opened(self.base, lambda: self._shortened(kind, name))
         dtype = precision(self.device)
-        loaded = opened(self.base, lambda: kind.from_pretrained(self.folder, subfolder=name, torch_dtype=dtype, **more))
-        placed = loaded if more else loaded.to(self.device)
-        return placed.eval().requires_grad_(False)
+        with _quiet():
+            loaded = opened(
+                self.base, lambda: kind.from_pretrained(self.folder, subfolder=name, torch_dtype=dtype, **how)
+            )
+        if name == "transformer":
+            loaded = footprint.place(loaded, self.fit, self.device)
+        elif not is_placed:
+            loaded = loaded.to(self.device)
+        return loaded.eval().requires_grad_(False)
+
+    def _shortened(self, kind: type, name: str) -> Any:
+        """The config of a text encoder without the layers above the last one that is read.
+
+        One more layer than is read is kept: the states after the very last one are normalised. Raises: ModelError.
+        """
+        config = kind.config_class.from_pretrained(self.folder, subfolder=name)
+        text, last = config.get_text_config(), max(self.base.text_layers)
+        if last > text.num_hidden_layers:
+            raise ModelError(
+                f"The text encoder of {self.base.title} has {text.num_hidden_layers} layers, but layer {last} is read.",
+                "Choose a base model whose text encoder is that of a known one.",
+            )
+        text.num_hidden_layers = min(text.num_hidden_layers, last + 1)
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[: text.num_hidden_layers]
+        return config
+
+
+def text_placement(need_gib: float, device: str) -> dict[str, Any]:
+    """What to tell transformers' `from_pretrained` so that a text encoder that is larger than the free memory of a GPU
+    lies in the processor's memory in part, and comes layer by layer; empty where it fits."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return {}
+    free = int(0.9 * torch.cuda.mem_get_info(device)[0])
+    if need_gib * GIB <= free:
+        return {}
+    number = torch.device(device).index or 0
+    return {"device_map": "auto", "max_memory": {number: free, "cpu": sys.maxsize}}
+
+
+def flow_times(scheduler: Any, steps: int, mu: float | None = None) -> "Tensor":
+    """The flow times that a pipeline visits with its scheduler, from 1 down to 0. Shapes: (steps + 1,)."""
+    import numpy
+
+    times = None if scheduler.config.get("use_flow_sigmas") else numpy.linspace(1.0, 1 / steps, steps)
+    scheduler.set_timesteps(steps, sigmas=times, mu=mu)
+    return scheduler.sigmas.clone()
+
+
+def noise(shape: tuple[int, ...], seed: int, dtype: "torch.dtype") -> "Tensor":
+    """What diffusers draws on the processor for a seed: in 16 bits it draws other numbers than in 32."""
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def positions(*lengths: int) -> "Tensor":
+    """Coordinates of each token on a grid of so many sides, in order. Shapes: (tokens, sides), float32."""
+    import torch
+
+    return torch.cartesian_prod(*[torch.arange(length, dtype=torch.float32) for length in lengths])
 
 
 def precision(device: str) -> "torch.dtype":
@@ -175,6 +286,52 @@ def fingerprint(*folders: Path) -> str:
         hashed.update(f"{path.name} {path.stat().st_size}\n".encode())
         _add_sample(path, hashed)
     return hashed.hexdigest() if files else ""
+
+
+def _with_template(part: Any, path: Path) -> Any:
+    """Give a tokenizer the chat template that an older processor keeps in a file of its own."""
+    if getattr(part, "chat_template", "") is None and path.is_file():
+        part.chat_template = layouts.read_json(path)["chat_template"]
+    return part
+
+
+@contextmanager
+def _adapters_kept(transformer: "nn.Module") -> Iterator[None]:
+    """Put back, afterwards, which LoRA a network has, whether it is in use, and what of it learns."""
+    learning = {name: weight.requires_grad for name, weight in transformer.named_parameters()}
+    before = transformer.active_adapters() if getattr(transformer, "peft_config", None) else []
+    was_off = before and any(getattr(layer, "disable_adapters", False) is True for layer in transformer.modules())
+    try:
+        if before:
+            transformer.enable_adapters()
+        yield
+    finally:
+        if before:
+            transformer.set_adapter(before)
+        if FROM_FILE in getattr(transformer, "peft_config", {}):
+            transformer.delete_adapters(FROM_FILE)
+        if was_off:
+            transformer.disable_adapters()
+        for name, weight in transformer.named_parameters():
+            weight.requires_grad_(learning.get(name, False))
+
+
+def _file_weight(layer: str) -> str:
+    """The name in the network of the first factor that a pipeline read from a file for a layer."""
+    return f"{layer.removeprefix('transformer.')}.lora_A.{FROM_FILE}.weight"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let transformers not list the layers that are left out."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _add_sample(path: Path, hashed: "hashlib._Hash") -> None:

@@ -3,15 +3,15 @@
 The arithmetic is that of diffusers' own pipelines, so a picture is the same there with the same prompt and seed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import numpy
 import torch
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageStat
 from torch import Tensor
 
-from finetune import encodings
+from finetune import encodings, parts
 from finetune.families import Encoding, Model, Sampler
 
 PIXELS_AT_ONCE = 2**18
@@ -41,32 +41,49 @@ def _draw_together(
 ) -> list[Image.Image]:
     width, height = size[0] // model.patch_px, size[1] // model.patch_px
     count = len(next(iter(encoding.values())))
-    latents = model.draw_noise(seed, (height, width)).expand(count, -1, -1, -1)
-    times = model.sampling_times((height, width), sampler.steps)
+    latents = model.draw_noise(seed, (height, width)).to(model.device).expand(count, -1, -1, -1)
+    times = model.sampling_times((height, width), sampler.steps).to(model.device)
+    predict = _guided(model, encoding, empty, sampler)
     for now, after in zip(times, times[1:], strict=False):
-        velocity = _guided(model, latents, now.expand(count), encoding, empty, sampler.guidance_scale)
+        with parts.autocast(model.device):  # the network may hold trained weights in more bits than its own
+            velocity = predict(latents, now.expand(count))
         latents = latents + (after - now) * velocity.to(latents)
     return [_picture(model.decode_latents(row)[0]) for row in latents.split(1)]  # one by one: decoding is hungry
 
 
-def _guided(model: Model, noisy: Tensor, t: Tensor, encoding: Encoding, empty: Encoding, guidance: float) -> Tensor:
-    """The velocity away from noise, driven on from what the empty prompt gives unless the network does so itself."""
-    if model.is_guidance_embedded or guidance <= 1:
-        return model.predict_velocity(noisy, t, encoding, guidance)
-    rows = {name: tensor.expand(len(noisy), *tensor.shape[1:]) for name, tensor in empty.items()}
-    if all(rows[name].shape == tensor.shape for name, tensor in encoding.items()):
+def _guided(model: Model, encoding: Encoding, empty: Encoding, sampler: Sampler) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function that gives the velocity of latents at a time, driven on from what the empty prompt gives unless the
+    network does so itself. What the prompts need is done once, not in every step."""
+    count = len(next(iter(encoding.values())))
+    encoding = {name: tensor.to(model.device) for name, tensor in encoding.items()}
+    guidance = sampler.guidance_scale
+    if sampler.is_guidance_embedded or guidance <= 1:
+        return lambda noisy, t: model.predict_velocity(noisy, t, encoding, guidance)
+    rows = {name: tensor.to(model.device).expand(count, *tensor.shape[1:]) for name, tensor in empty.items()}
+    if is_one_length := all(rows[name].shape == tensor.shape for name, tensor in encoding.items()):
         both = {name: torch.cat([rows[name], tensor]) for name, tensor in encoding.items()}
-        without, velocity = model.predict_velocity(torch.cat([noisy, noisy]), torch.cat([t, t]), both).chunk(2)
-    else:
-        without, velocity = (model.predict_velocity(noisy, t, rows_) for rows_ in (rows, encoding))
-    return without + guidance * (velocity - without)
+
+    def predict(noisy: Tensor, t: Tensor) -> Tensor:
+        if is_one_length:
+            without, velocity = model.predict_velocity(torch.cat([noisy, noisy]), torch.cat([t, t]), both).chunk(2)
+        else:
+            without, velocity = (model.predict_velocity(noisy, t, given) for given in (rows, encoding))
+        return without + guidance * (velocity - without)
+
+    return predict
 
 
 def difference(first: Image.Image, second: Image.Image) -> int:
     """The largest difference of two pictures of one size in any colour. Units: 0 to 255."""
+    return differences(first, second)[0]
+
+
+def differences(first: Image.Image, second: Image.Image) -> tuple[int, float]:
+    """The largest and the mean difference of two pictures of one size over all colours. Units: 0 to 255."""
     if first.size != second.size:
         raise ValueError(f"pictures of different sizes: {first.size} and {second.size}")
-    return max(high for _, high in ImageChops.difference(first.convert("RGB"), second.convert("RGB")).getextrema())
+    found = ImageStat.Stat(ImageChops.difference(first.convert("RGB"), second.convert("RGB")))
+    return max(high for _, high in found.extrema), sum(found.mean) / len(found.mean)
 
 
 def _picture(pixels: Tensor) -> Image.Image:

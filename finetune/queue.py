@@ -16,7 +16,7 @@ from typing import Any
 
 import filelock
 
-from finetune import registry, runs
+from finetune import bases, runs
 from finetune.errors import ExecutorError, FinetuneError
 from finetune.executors import Executor
 from finetune.inputs import Mode, Request
@@ -92,7 +92,7 @@ class Queue:
 
     def submit(self, run: Run, request: Request) -> None:
         """Put a draft into the queue. Raises: FinetuneError when it has no pictures or is no draft any more."""
-        registry.base_model(request.base_model)
+        bases.check(request.base_model)
         with self._changing:
             if self.state(run) is not State.DRAFT:
                 raise FinetuneError("This run was started already.", "Drop the pictures again to start another one.")
@@ -144,7 +144,8 @@ class Queue:
         return bool(run.read("draft.json").get("is_waiting")) or self._executor.is_running(run)
 
     def start(self) -> None:
-        """Take a step every second in a thread of its own, until `close`."""
+        """Take a step every second in a thread of its own, until `close`; and see what the machine can do."""
+        self._executor.measure()
         self._thread = threading.Thread(target=self._go_on, name="queue", daemon=True)
         self._thread.start()
 

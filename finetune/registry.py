@@ -41,8 +41,9 @@ def executors() -> dict[str, "Executor"]:
 
 
 def base_models() -> dict[str, "BaseModel"]:
-    """All base models by id."""
-    return {base.id: base for family in families().values() for base in family.bases}
+    """All base models by id, the smallest first."""
+    found = [base for family in families().values() for base in family.bases]
+    return {base.id: base for base in sorted(found, key=lambda base: base.download_gib)}
 
 
 def base_model(id: str) -> "BaseModel":

@@ -89,6 +89,11 @@ class Run:
         return self.folder / "results"
 
     @property
+    def lora(self) -> Path | None:
+        """The finished LoRA for diffusers; the file beside it, with a longer name, is the one for ComfyUI."""
+        return min(self.results.glob("*.safetensors"), key=lambda path: len(path.name), default=None)
+
+    @property
     def worker_log(self) -> Path:
         """What the worker printed."""
         return self.folder / "worker.log"

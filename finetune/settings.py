@@ -24,11 +24,15 @@ class Settings:
     root_path: str = ""
     device: str = "auto"
     threads: int = 1
+    memory_bytes: int | None = None
+    """The most memory of the device that a run may use, on a machine that is shared."""
     upload_mib: int = 2048
     on_space: bool = False
     allow_private_webhooks: bool = False
     demo_base: Path = DEMO_BASE
     """The demo base and, in its folder `captioner`, the demo captioner."""
+    base_folders: tuple[Path, ...] = ()
+    """Where base models of the owner's own may lie; read from here alone, so that nobody can look around the disk."""
 
     @property
     def runs(self) -> Path:
@@ -67,19 +71,27 @@ def read() -> Settings:
     Raises: ConfigError when one that must be a number is none.
     """
     environment = os.environ
+    home = Path(environment.get("FINETUNE_HOME") or _default_home()).expanduser().resolve()
     return Settings(
-        home=Path(environment.get("FINETUNE_HOME") or _default_home()).expanduser().resolve(),
+        home=home,
         host=environment.get("GRADIO_SERVER_NAME"),
         port=_number("GRADIO_SERVER_PORT"),
         share=_is_on("GRADIO_SHARE"),
         root_path=environment.get("GRADIO_ROOT_PATH", ""),
         device=environment.get("FINETUNE_DEVICE", "auto"),
         threads=_number("FINETUNE_THREADS") or _free_cores(),
+        memory_bytes=_gib("FINETUNE_MEMORY_GIB"),
         upload_mib=_number("FINETUNE_UPLOAD_MIB") or Settings.upload_mib,
         on_space=bool(environment.get("SPACE_ID")),
         allow_private_webhooks=_is_on("FINETUNE_PRIVATE_WEBHOOKS"),
         demo_base=Path(environment.get("FINETUNE_DEMO_BASE") or DEMO_BASE).expanduser().resolve(),
+        base_folders=_folders(environment.get("FINETUNE_BASES") or str(home / "bases")),
     )
+
+
+def _folders(text: str) -> tuple[Path, ...]:
+    """Folders as PATH has them: between colons, or semicolons on Windows."""
+    return tuple(Path(folder).expanduser().absolute() for folder in text.split(os.pathsep) if folder.strip())
 
 
 def _is_on(name: str) -> bool:
@@ -94,6 +106,20 @@ def _number(name: str) -> int | None:
     if not text.isdecimal() or not int(text):
         raise ConfigError(f"{name} is “{text}”.", "It must be a whole number above 0.", name)
     return int(text)
+
+
+def _gib(name: str) -> int | None:
+    """A variable that is a number of GiB above 0, in bytes, or not set."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        size = float(text) * 2**30
+    except ValueError:
+        size = 0.0
+    if not 1 <= size < 2**62:  # also refuses what is not a number
+        raise ConfigError(f"{name} is “{text}”.", "It must be a number of GiB above 0, such as 10.5.", name)
+    return int(size)
 
 
 def _default_home() -> Path:

@@ -1,37 +1,58 @@
 """One run from start to end, inside its own process.
 
-The story of a fine-tune: describe the pictures, encode them, train, save, and prove the file by loading it back. What
-happens is told as events in the run folder; the run is ready only when its file draws what the trainer drew.
+The story of a fine-tune: fetch the base, describe the pictures, encode them, train, save, and prove the files by
+loading them back. What happens is told as events in the run folder; the run is ready only when its file draws what the
+trainer drew.
 """
 
-import json
 import os
-import re
+import shutil
 import sys
 import time
-import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from finetune import captions, dataset, encodings, fidelity, formats, lora, preview, recipe, registry, settings, trainer
+from finetune import (
+    bases,
+    captions,
+    dataset,
+    descriptions,
+    downloads,
+    encodings,
+    extraction,
+    fidelity,
+    footprint,
+    formats,
+    lora,
+    machine,
+    parts,
+    plan,
+    preview,
+    recipe,
+    registry,
+    settings,
+    trainer,
+    weights,
+)
+from finetune.checkpoints import Best
 from finetune.dataset import Picture
-from finetune.errors import CaptionError, FinetuneError, ModelError
+from finetune.encodings import Encoded
+from finetune.errors import FinetuneError, OutOfMemoryError
 from finetune.executors import Task
-from finetune.inputs import FinetuneType, Mode
+from finetune.families import BaseModel, Family, Model
+from finetune.fidelity import Fidelity
+from finetune.inputs import FinetuneType, Mode, Request
+from finetune.plan import Plan
 from finetune.recipe import TrainConfig
+from finetune.results import Handover
 from finetune.runs import Run
 
-if TYPE_CHECKING:
-    from finetune.encodings import Encoded
-    from finetune.families import BaseModel, Family, Model
+SECONDS_BETWEEN_LOOKS = 10.0
+"""Over how long the pace of a download is taken."""
 
-LARGEST_DIFFERENCE = 2
-"""Between a sample of the trainer and the same one drawn through the file. Units: steps of 255."""
+
+class _Stopped(Exception):
+    """Someone asked to stop before there was anything to keep."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +61,19 @@ class _Job:
 
     run: Run
     config: TrainConfig
-    base: "BaseModel"
-    model: "Model"
+    base: BaseModel
+    model: Model
     trained: list[str]
-    encoded: "Encoded"
+    encoded: Encoded
+    held_out: Encoded
 
     @property
-    def family(self) -> "Family":
+    def family(self) -> Family:
         return registry.families()[self.base.family]
+
+    @property
+    def is_full(self) -> bool:
+        return self.config.finetune_type is FinetuneType.FULL
 
 
 def work(run: Run, task: Task) -> int:
@@ -56,6 +82,8 @@ def work(run: Run, task: Task) -> int:
     try:
         with trainer.memory_in_words():
             _train(run) if task == "train" else _caption_draft(run)
+    except _Stopped:
+        run.tell("stopped", step=0)
     except FinetuneError as error:
         run.tell(failed, message=error.message, hint=error.hint)
         return 1
@@ -68,8 +96,8 @@ def work(run: Run, task: Task) -> int:
 def _caption_draft(run: Run) -> None:
     """Describe the pictures of a run that has not been started yet."""
     draft = run.read("draft.json")
-    _use_machine()
-    _describe(run, Mode(draft["mode"]), registry.base_model(draft["base_model"]), _device(), lambda done, of: None)
+    device = _use_machine()
+    descriptions.describe(run, Mode(draft["mode"]), bases.find(draft["base_model"]), device, lambda done, of: None)
 
 
 def _train(run: Run) -> None:
@@ -77,118 +105,194 @@ def _train(run: Run) -> None:
     run.tell("started", pid=os.getpid())
     if run.is_asked_to_stop():  # while this process was still starting
         run.tell("stopping")
-    _use_machine()
-    job = _prepare(run)
-    config, model = job.config, job.model
-
-    run.tell("stage", name="load", title=f"Loading {job.base.title}")
-    targets = job.family.lora_targets
-    trainee = lora.prepare(model.transformer, targets, config.finetune_type, config.lora_rank, config.seed)
-    run.tell("stage", name="load", title="Measuring how well the base model knows your pictures")
-    loss_before = _measure(job)  # a checkpoint is put back later, so this is the base model in a resumed run too
-
-    run.tell("stage", name="train", title="Training")
-    outcome = trainer.train(model, trainee, job.encoded, config, run, lambda step: _draw_samples(job, step))
+    job = _prepare(run, _use_machine())
+    job, trainee, outcome = _learn_as_it_fits(job)
     if not outcome.is_complete and outcome.step == 0:
-        run.tell("stopped", step=0)
-        return
-    result, learned = _finish(job, trainee, loss_before)
-    path = _save(job, result)
-    difference = _verify(job, path, outcome.step)
-    spent = {"seconds": round(time.monotonic() - started, 1), "peak_memory_mib": _peak_memory_mib()}
-    summary = {**learned, "largest_difference": difference, **spent}
-    run.tell("ready" if outcome.is_complete else "stopped", step=outcome.step, files=_files(run), summary=summary)
+        raise _Stopped
+    state, learned, report = _finish(job, trainee, outcome)
+
+    made = Handover(run, job.config, job.base, job.model, job.encoded, job.trained, outcome.step)
+    run.tell("stage", name="save", title="Saving the LoRA")
+    files = made.save(state)
+    run.tell("stage", name="verify", title="Reading the files back and comparing a sample")
+    _draw_samples(job, outcome.step)
+    verified = made.verify(files)
+    if report:
+        _tell_comparison(job, outcome.step)
+    listed = made.complete(files, verified, report)
+
+    spent = {"seconds": round(time.monotonic() - started, 1), "peak_memory_mib": _peak_memory_mib(job.config.device)}
+    summary = {**learned, "largest_difference": verified.difference, **spent}
+    ending = "ready" if outcome.is_complete else "stopped"
+    run.tell(ending, step=outcome.step, files=listed, checks=verified.checks, summary=summary)
 
 
-def _prepare(run: Run) -> _Job:
-    """Settle the captions and every value, and encode all that training reads."""
-    request, device = run.request(), _device()
-    base = registry.base_model(request.base_model)
+def _prepare(run: Run, device: str) -> _Job:
+    """Have the base model's files, settle the captions and every value, and encode all that training reads."""
+    request = run.request()
+    base = bases.find(request.base_model)
+    folder = weights.folder(base, _download_progress(run))
+    base = bases.find(request.base_model)  # of one that was just fetched, more is known now
     pictures = dataset.read(run).images
     if request.captioning:
-        _describe(run, request.mode, base, device, partial(_tell_count, run, "captions", "Describing the pictures"))
-    trained = trained_captions(run, pictures)
+        describing = partial(_tell_count, run, "captions", "Describing the pictures")
+        descriptions.describe(run, request.mode, base, device, describing)
+    trained = descriptions.trained_captions(run, pictures)
     # Captions by a person come first, because two of them become sample prompts.
     by_a_person = [text for text, picture in zip(trained, pictures, strict=True) if picture.caption]
-    config = _configure(run, by_a_person + trained, device)
+    config = _configure(run, request, base, by_a_person + trained, device)
 
-    model = registry.families()[base.family].load(base, Path(base.source), config.device, config.fit)
+    model = registry.families()[base.family].load(base, folder, config.device, config.fit)
     _warn_of_cut_captions(run, model, pictures, trained)
+    paths = [run.images / picture.file for picture in pictures]
+    progress = partial(_tell_count, run, "encode")
     encoded = encodings.encode(
-        model,
-        [run.images / picture.file for picture in pictures],
-        trained,
-        config.sample_prompts,
-        config.resolutions_px,
-        run.encodings,
-        partial(_tell_count, run, "encode"),
+        model, paths, trained, config.sample_prompts, config.resolutions_px, run.encodings, progress
     )
-    return _Job(run, config, base, model, trained, encoded)
+    held_out = fidelity.hold_out(model, paths, encoded, config.resolutions_px, run.encodings)
+    model.release("vae")  # for samples it is loaded again, when the transformer is there
+    return _Job(run, config, base, model, trained, encoded, held_out)
 
 
-def _tell_count(run: Run, stage: str, title: str, done: int, of: int) -> None:
-    run.tell("stage", name=stage, title=title, done=done, of=of)
-
-
-def trained_captions(run: Run, pictures: tuple[Picture, ...]) -> list[str]:
-    """The caption of each picture as it is trained."""
-    request = run.request()
-    said = run.read("descriptions.json").get(request.mode, {})
-    return [
-        captions.trained(p.caption, said.get(p.file), request.mode, request.trigger_word, request.captioning)
-        for p in pictures
-    ]
-
-
-def _configure(run: Run, known: list[str], device: str) -> TrainConfig:
+def _configure(run: Run, request: Request, base: BaseModel, known: list[str], device: str) -> TrainConfig:
     """Decide every value once; a resumed run keeps what was decided."""
     if values := run.read("config.json"):
         return recipe.from_dict(values)
-    request = run.request()
-    base = registry.base_model(request.base_model)
     prompts = captions.sample_prompts(
-        request.mode, request.trigger_word, known, request.sample_prompts, base.sample_things
+        request.mode,
+        request.trigger_word,
+        known,
+        request.sample_prompts,
+        base.sample_things,
+        recipe.prompt_count(request.priority, base),
     )
-    config = recipe.resolve(request, base, prompts, device)
+    chosen = _plan(run, request, base).chosen
+    config = recipe.resolve(request, base, prompts, device, chosen.fit)
     run.write("config.json", config.as_dict())
     return config
 
 
-def _use_machine() -> None:
-    import torch
-
-    torch.set_num_threads(settings.read().threads)
-
-
-def _device() -> str:
-    import torch
-
-    asked = settings.read().device
-    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+def _plan(run: Run, request: Request, base: BaseModel) -> Plan:
+    """See how the run fits the memory that is free now. Raises: OutOfMemoryError when it does not."""
+    found = machine.measure(settings.read())
+    made = recipe.plan_for(request, base, len(dataset.read(run).images), found)
+    if made.chosen is None:
+        raise OutOfMemoryError(made.explanation)
+    run.tell("plan", message=f"{made.explanation} {plan.gib(found.free_bytes)} are free.")
+    return made
 
 
-def _describe(run: Run, mode: Mode, base: "BaseModel", device: str, progress: Callable[[int, int], None]) -> None:
-    """Let the captioner describe pictures that have no caption, and keep what it says, picture by picture."""
-    said = run.read("descriptions.json")
-    ours = said.setdefault(mode, {})
-    silent = [p for p in dataset.read(run).images if not p.caption and p.file not in ours]
-    if not silent:
-        return
-    progress(0, len(silent))
-    captioner = registry.captioners()[base.captioner].load(device)
-    for done, picture in enumerate(silent, start=1):
+def _learn_as_it_fits(job: _Job) -> tuple[_Job, lora.Trainee, trainer.Outcome]:
+    """Train; where memory runs out, go on from the last step in a way that needs less.
+
+    Raises: OutOfMemoryError when there is no such way left.
+    """
+    while True:
         try:
-            with Image.open(run.images / picture.file) as image:
-                ours[picture.file] = captioner.caption(image.convert("RGB"), mode)
-        except CaptionError as error:
-            run.tell("warning", message=f"{picture.source} was not described. {error.message}", hint=error.hint)
-            continue
-        run.write("descriptions.json", said)
-        run.tell("caption", file=picture.file, text=ours[picture.file])
-        progress(done, len(silent))
+            return job, *_learn(job)
+        except OutOfMemoryError as error:
+            trouble = (error.message, error.hint)  # the error itself would keep alive all that fills the memory
+        job = _one_down(job, *trouble)
 
 
-def _warn_of_cut_captions(run: Run, model: "Model", pictures: tuple[Picture, ...], trained: list[str]) -> None:
+def _one_down(job: _Job, message: str, hint: str) -> _Job:
+    job.model.release("transformer")
+    config = job.config
+    found = machine.measure(settings.read())
+    made = recipe.plan_for(job.run.request(), job.base, len(job.trained), found)
+    lower = made.below(config.fit)
+    if lower is None:
+        raise OutOfMemoryError(message, hint)
+    config = replace(config, fit=lower.fit)
+    job.run.write("config.json", config.as_dict())
+    job.run.tell("warning", message=f"Memory ran out. Going on from the last step in less: {lower.cost}.", hint="")
+    model = job.family.load(job.base, job.model.folder, config.device, config.fit)
+    return replace(job, config=config, model=model)
+
+
+def _learn(job: _Job) -> tuple[lora.Trainee, trainer.Outcome]:
+    run, config, model = job.run, job.config, job.model
+    run.tell("stage", name="load", title=f"Loading {job.base.title}")
+    fit, targets = config.fit, job.family.lora_targets
+    trainee = lora.prepare(
+        model.transformer, targets, config.finetune_type, config.lora_rank, config.seed, fit.rounding
+    )
+    footprint.apply(model.transformer, fit)
+    run.tell("stage", name="probe", title="Trying one step on the largest pictures")
+    trainer.probe(model, trainee, job.encoded, config)
+
+    run.tell("stage", name="train", title="Training")
+    looking = partial(_look, job, Best(run.checkpoints), trainee)
+    return trainee, trainer.train(model, trainee, job.encoded, config, run, looking)
+
+
+def _look(job: _Job, best: Best, trainee: lora.Trainee, step: int) -> None:
+    """Draw samples, and see how well pictures are known that are not trained: the best weights are kept.
+
+    The last samples of a LoRA are left out here: they are drawn when it is as its file will hold it.
+    """
+    if job.is_full or step < job.config.iterations:
+        _draw_samples(job, step)
+    if job.config.keeps_best:
+        loss = fidelity.quick_loss(job.model, job.held_out, job.config.seed, job.config.fit.micro_batch)
+        job.run.tell("held_out", step=step, loss=loss)
+        best.offer(step, loss, trainee.parameters)
+
+
+def _finish(
+    job: _Job, trainee: lora.Trainee, outcome: trainer.Outcome
+) -> tuple[lora.State, dict[str, float], Fidelity | None]:
+    """Turn what was trained into the LoRA that the files will hold, and measure what it has learned."""
+    config, transformer = job.config, job.model.transformer
+    if outcome.is_complete and (step := Best(job.run.checkpoints).restore(_last_loss(job.run), trainee.parameters)):
+        job.run.tell("log", message=f"Step {step} knew unseen pictures best; its weights are taken.")
+    if job.is_full:
+        _keep_samples_of_full(job, outcome.step)
+        telling = partial(_tell_count, job.run, "extract")
+        state, report = extraction.finish(
+            job.model, trainee, outcome.trained, job.encoded, job.held_out, config, telling
+        )
+        learned = report.summary()
+    else:
+        state, report = lora.state(transformer), None
+        job.run.tell("stage", name="measure", title="Measuring what the LoRA has learned")
+        learned = fidelity.learned(job.model, job.encoded, config.seed, config.fit.micro_batch)
+    state = formats.rounded(state, parts.precision(config.device))
+    lora.load(transformer, state)
+    return state, {name: round(value, 4) for name, value in learned.items()}, report
+
+
+def _last_loss(run: Run) -> float:
+    """The newest loss on what is held out; without any, no other one is lower."""
+    losses = [event["loss"] for event in run.events()[0] if event["kind"] == "held_out"]
+    return losses[-1] if losses else 0.0
+
+
+def _draw_samples(job: _Job, step: int) -> None:
+    run, config, encoded, side = job.run, job.config, job.encoded, job.config.sample_px
+    images = preview.draw(job.model, encoded.prompts, encoded.empty, config.seed, (side, side), job.base.sampler)
+    run.samples.mkdir(exist_ok=True)
+    for index, (image, prompt) in enumerate(zip(images, config.sample_prompts, strict=True)):
+        name = f"step{step:06d}-{index}.png"
+        image.save(run.samples / name)
+        run.tell("sample", step=step, index=index, prompt=prompt, file=name)
+
+
+def _keep_samples_of_full(job: _Job, step: int) -> None:
+    """Keep the last samples of the full finetune: those of the extracted LoRA will take their place."""
+    if not (job.run.samples / f"step{step:06d}-0.png").exists():  # stopped between samples
+        _draw_samples(job, step)
+    for index in range(len(job.config.sample_prompts)):
+        shutil.copy(job.run.samples / f"step{step:06d}-{index}.png", job.run.samples / f"full-{index}.png")
+
+
+def _tell_comparison(job: _Job, step: int) -> None:
+    for index, prompt in enumerate(job.config.sample_prompts):
+        files = {"full": f"full-{index}.png", "lora": f"step{step:06d}-{index}.png"}
+        job.run.tell("comparison", prompt=prompt, **files)
+
+
+def _warn_of_cut_captions(run: Run, model: Model, pictures: tuple[Picture, ...], trained: list[str]) -> None:
     for picture, caption in zip(pictures, trained, strict=True):
         if cut := model.cut_off(caption):
             run.tell(
@@ -198,95 +302,44 @@ def _warn_of_cut_captions(run: Run, model: "Model", pictures: tuple[Picture, ...
             )
 
 
-def _draw_samples(job: _Job, step: int) -> None:
-    run, config, encoded, side = job.run, job.config, job.encoded, job.base.resolution_px
-    images = preview.draw(job.model, encoded.prompts, encoded.empty, config.seed, (side, side), job.base.sampler)
-    run.samples.mkdir(exist_ok=True)
-    for index, (image, prompt) in enumerate(zip(images, config.sample_prompts, strict=True)):
-        name = f"step{step:06d}-{index}.png"
-        image.save(run.samples / name)
-        run.tell("sample", step=step, index=index, prompt=prompt, file=name)
+def _tell_count(run: Run, stage: str, title: str, done: int, of: int) -> None:
+    run.tell("stage", name=stage, title=title, done=done, of=of)
 
 
-def _measure(job: _Job) -> float:
-    """The loss on the training pictures, over the same noise and times whenever it is asked for."""
-    return fidelity.grid_loss(job.model, job.encoded, job.config.seed)
+def _download_progress(run: Run) -> weights.Progress:
+    """Tell of a download with the time that is left; who asks to stop ends it, and it goes on from there later."""
+    looks: list[tuple[float, int]] = []
+
+    def tell(title: str, done: int, of: int) -> None:
+        if run.is_asked_to_stop():
+            raise _Stopped
+        looks.append((time.monotonic(), done))
+        while looks[-1][0] - looks[0][0] > SECONDS_BETWEEN_LOOKS:
+            del looks[0]
+        _, left = downloads.pace(looks, of)
+        seconds = None if left is None else round(left)
+        run.tell("stage", name="fetch", title=title, done=done, of=of, unit="bytes", seconds_left=seconds)
+
+    return tell
 
 
-def _finish(job: _Job, trainee: "lora.Trainee", loss_before: float) -> tuple["lora.Lora", dict[str, float]]:
-    """Turn what was trained into a LoRA, and measure what it has learned."""
-    is_full = job.config.finetune_type is FinetuneType.FULL
-    if is_full:
-        job.run.tell("stage", name="extract", title="Extracting the LoRA from the trained weights")
-    loss_trained = _measure(job) if is_full else 0.0
-    result = trainee.finish()
-    loss_after = _measure(job)
-    learned = {"loss_before": loss_before, "loss_after": loss_after, "captured_energy": result.captured_energy}
-    if is_full:
-        learned["recovered"] = fidelity.recovered(loss_before, loss_trained, loss_after)
-    return result, {name: round(value, 4) for name, value in learned.items()}
+def _use_machine() -> str:
+    """Take the threads and the device that the settings give; returns the device."""
+    import torch
+
+    chosen = settings.read()
+    torch.set_num_threads(chosen.threads)
+    device = machine.best_device(chosen)
+    machine.keep_within(chosen, device)
+    return device
 
 
-def _save(job: _Job, result: "lora.Lora") -> Path:
-    """Write the LoRA and what belongs to it, in place of what was there."""
-    results, config = job.run.results, job.config
-    job.run.tell("stage", name="save", title="Saving the LoRA")
-    results.mkdir(exist_ok=True)
-    for old in results.iterdir():
-        old.unlink()
-    path = results / f"{slug(config.name)}.safetensors"
-    formats.save(result.state, path, config, job.base)
-    _write_captions(job.run, job.trained)
-    (results / "settings.json").write_text(json.dumps(config.as_dict(), indent=1), encoding="utf-8")
-    return path
+def _peak_memory_mib(device: str) -> int:
+    """The most memory that this run has used: of the GPU, or of this process."""
+    import torch
 
-
-def _verify(job: _Job, path: Path, step: int) -> int:
-    """Draw the last samples, and the first of them through the file in a fresh pipeline; returns the difference.
-
-    Raises: ModelError if the file is broken, or draws something else than the trainer.
-    """
-    config, side = job.config, job.base.resolution_px
-    job.run.tell("stage", name="verify", title="Loading the file back and comparing a sample")
-    formats.check(path)
-    _draw_samples(job, step)
-    encoded = job.encoded
-    redrawn = job.model.draw_with_file(path, encoded.prompts[0], encoded.empty, config.seed, (side, side))
-    with Image.open(job.run.samples / f"step{step:06d}-0.png") as drawn:
-        difference = preview.difference(drawn.convert("RGB"), redrawn)
-    if difference > LARGEST_DIFFERENCE:
-        raise ModelError(
-            f"The saved LoRA draws another picture than the trainer did (they differ by {difference} of 255).",
-            "Please report this run: the file in its results folder is not to be trusted.",
-        )
-    return difference
-
-
-def _write_captions(run: Run, trained: list[str]) -> None:
-    """Write each caption under its picture's name, so that they can be unpacked beside the pictures."""
-    with zipfile.ZipFile(run.results / "captions.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for picture, caption in zip(dataset.read(run).images, trained, strict=True):
-            name = PurePosixPath(picture.source).with_suffix(".txt").as_posix()
-            if name in archive.namelist():  # a.jpg and a.png
-                name = f"{picture.source}.txt"
-            archive.writestr(name, caption + "\n")
-
-
-def _files(run: Run) -> list[dict[str, Any]]:
-    titles = {".safetensors": "LoRA", ".zip": "Captions", ".json": "Settings"}
-    return [
-        {"name": path.name, "bytes": path.stat().st_size, "title": titles[path.suffix]}
-        for path in sorted(run.results.iterdir(), key=lambda path: list(titles).index(path.suffix))
-    ]
-
-
-def slug(name: str) -> str:
-    """A file name made of a finetune's name."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:80] or "lora"
-
-
-def _peak_memory_mib() -> int:
-    """The most memory that this process has used."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_reserved(device) // 2**20
     if sys.platform == "win32":
         import psutil
 

@@ -1,5 +1,7 @@
 """Small real objects for tests: a tiny model, pictures, settings, a run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,57 @@ from finetune.recipe import TrainConfig
 FAMILY = "flux2-klein"
 
 
-def tiny_model() -> Model:
+def tiny_model(family: str = FAMILY) -> Model:
     """A family's toy model, always with the same weights."""
-    return registry.families()[FAMILY].tiny()
+    return registry.families()[family].tiny()
+
+
+@contextmanager
+def handed_over(network: Any) -> Iterator[list[dict[str, Any]]]:
+    """Collect what a network is given: for each row of each call its tensors by name."""
+    rows: list[dict[str, Any]] = []
+
+    def note(_: Any, positional: tuple, named: dict[str, Any]) -> None:
+        assert not positional
+        tensors = {name: value for name, value in named.items() if hasattr(value, "shape")}
+        for row in range(len(tensors["hidden_states"])):
+            rows.append({name: _row(name, value, row) for name, value in tensors.items()})
+
+    hook = network.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield rows
+    finally:
+        hook.remove()
+
+
+def _row(name: str, value: Any, row: int) -> Any:
+    has_rows = not name.endswith("_ids") or value.ndim == 3
+    return (value[row] if has_rows else value).detach().float().clone()
+
+
+def assert_same_rows(given: list[dict[str, Any]], expected: list[dict[str, Any]], names: set[str]) -> None:
+    """Compare what a network was given twice: the same tensors, these among them, equal up to rounding."""
+    import torch
+
+    assert len(given) == len(expected)
+    for ours, theirs in zip(given, expected, strict=True):
+        assert ours.keys() == theirs.keys() >= names
+        for name in ours:
+            assert torch.allclose(ours[name], theirs[name], atol=1e-5), name
+
+
+def text_processor(tokenizer: Any) -> Any:
+    """A processor of transformers with nothing but a tokenizer: theirs for pictures do not import without torchvision.
+
+    Templates and calls are those of `ProcessorMixin`, from which PixtralProcessor and Qwen3VLProcessor have them too.
+    """
+    from transformers import ProcessorMixin
+
+    class TextProcessor(ProcessorMixin):
+        def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
+            super().__init__(tokenizer, chat_template=chat_template)
+
+    return TextProcessor(tokenizer, chat_template=tokenizer.chat_template)
 
 
 def config(**changes: Any) -> TrainConfig:
@@ -38,8 +88,10 @@ def config(**changes: Any) -> TrainConfig:
         "time_shift": 3.0,
         "seed": 7,
         "sample_every": 0,
+        "sample_px": 32,
         "sample_prompts": ("a pear in the style of TOK",),
         "checkpoint_every": 4,
+        "keeps_best": False,
         "device": "cpu",
         "fit": Fit(),
     }

@@ -32,6 +32,9 @@ class StillExecutor:
     def check(self) -> None:
         """Always ready."""
 
+    def measure(self) -> None:
+        """There is no machine to measure."""
+
     def start(self, run: Run, task: Task) -> None:
         """Note that a worker was asked for."""
         self.started.append((run.id, task))

@@ -9,9 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "finetune"
 STORY = """
-errors settings machine registry inputs memory bases weights recipe captions runs dataset flow lora optimiser formats
-footprint parts families captioners encodings checkpoints preview extraction fidelity trainer worker publish executors
-queue webhooks api ui __main__
+errors settings machine registry inputs memory plan layouts hub bases downloads weights recipe captions runs dataset
+descriptions flow adapters lora optimiser formats footprint parts toys families captioners encodings checkpoints preview
+fidelity extraction publish results trainer worker executors queue webhooks api ui __main__
 """
 ORDER = STORY.split()
 # A protocol says what an extension looks like, and is known to those that find and use extensions.

@@ -55,7 +55,7 @@ def test_prompts_that_were_asked_for_are_drawn_with_the_trigger():
     """A prompt without the word gets it, one that has it stays as it is."""
     asked = ("a boat", "TOK at sea")
 
-    prompts = captions.sample_prompts(Mode.STYLE, "TOK", [], asked, ())
+    prompts = captions.sample_prompts(Mode.STYLE, "TOK", [], asked, (), 4)
 
     assert prompts == ["a boat in the style of TOK", "TOK at sea"]
 
@@ -64,6 +64,6 @@ def test_style_is_shown_on_things_that_were_not_in_the_pictures():
     """Two trained captions, then two things from the base model's list."""
     trained = [f"{thing} in the style of TOK" for thing in ("a", "a", "b", "c")]
 
-    prompts = captions.sample_prompts(Mode.STYLE, "TOK", trained, (), ("a pear", "a dog", "a car"))
+    prompts = captions.sample_prompts(Mode.STYLE, "TOK", trained, (), ("a pear", "a dog", "a car"), 4)
 
     assert prompts == [f"{thing} in the style of TOK" for thing in ("a", "b", "a pear", "a dog")]

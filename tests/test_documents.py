@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune import errors
+from finetune import errors, registry
 from finetune.errors import FinetuneError
 from finetune.inputs import Request
 
@@ -55,3 +55,13 @@ def test_the_file_map_names_every_module():
 def test_every_picture_of_the_readme_exists(target):
     """No picture is a dead link."""
     assert (ROOT / target).is_file()
+
+
+@pytest.mark.parametrize("id", registry.base_models())
+def test_every_base_model_is_in_the_readme(id):
+    """Who looks for a base model finds it in the table, with its licence."""
+    base = registry.base_models()[id]
+    (row,) = re.findall(rf"^\|[^|]*`{id}`[^|]*\|([^|]*)\|", README, re.MULTILINE)
+
+    assert base.licence.split(" License")[0] in row
+    assert ("gated" in row) == base.is_gated

@@ -134,7 +134,10 @@ def test_progress_is_told_to_the_end(tmp_path):
     [
         ((64, 64), 64, (64, 64)),
         ((2000, 2000), 64, (64, 64)),
-        ((10, 10), 64, (64, 64)),
+        ((40, 40), 64, (32, 32)),
+        ((700, 500), 1024, (688, 496)),
+        ((1000, 100), 1024, (960, 96)),
+        ((10, 10), 64, (16, 16)),
         ((300, 200), 64, (80, 48)),
         ((200, 300), 64, (48, 80)),
         ((1920, 1080), 1024, (1360, 768)),
@@ -143,17 +146,42 @@ def test_progress_is_told_to_the_end(tmp_path):
     ],
 )
 def test_pictures_keep_their_shape(size, resolution_px, expected):
-    """The trained size is in multiples of 16, has nearly the picture's aspect and no larger area."""
+    """The trained size is in multiples of 16, has nearly the picture's aspect and no larger area or side."""
     assert encodings.fit(*size, resolution_px, 16) == expected
 
 
-def test_small_picture_skips_large_resolutions():
-    """A small picture takes part at a lower resolution instead of being enlarged, and at the lowest in any case."""
-    resolutions = (512, 768, 1024)
+@pytest.mark.parametrize("size", [(150, 111), (37, 90), (64, 64), (9, 130), (201, 33), (99, 17)])
+def test_no_other_size_keeps_more(size):
+    """Of all sizes within the area that do not enlarge the picture, none keeps more of it."""
+    wide, high = (range(16, max(16, side) + 1, 16) for side in size)
 
-    assert [encodings.resolution_for(2000, 1500, r, resolutions) for r in resolutions] == [512, 768, 1024]
-    assert [encodings.resolution_for(700, 700, r, resolutions) for r in resolutions] == [512, 768, 768]
-    assert [encodings.resolution_for(64, 64, r, resolutions) for r in resolutions] == [512, 512, 512]
+    def kept(fitted):
+        ratio = fitted[0] / fitted[1] / (size[0] / size[1])
+        return min(ratio, 1 / ratio) * fitted[0] * fitted[1]
+
+    most = max(kept((w, h)) for w in wide for h in high if w * h <= 96**2)
+
+    assert kept(encodings.fit(*size, 96, 16)) == pytest.approx(most)
+
+
+def test_no_picture_is_enlarged():
+    """Both sides of the trained size are within the picture, but for sides of less than one patch."""
+    for width, height in [(8, 8), (17, 300), (100, 99), (1023, 1025), (33, 15)]:
+        fitted = encodings.fit(width, height, 1024, 16)
+        assert all(side <= max(16, own) for side, own in zip(fitted, (width, height), strict=True))
+
+
+def test_small_and_large_pictures_come_equally_often(tmp_path):
+    """A picture that is too small for the larger resolutions is trained as often as one that has a size for each."""
+    paths = fakes.pictures(tmp_path / "images", [(32, 32), (96, 96)])
+    encoded = _encode(fakes.tiny_model(), tmp_path / "kept", paths, ["small", "large"], resolutions=(32, 64, 96))
+    text = encoded.captions[0]["text"][0]
+
+    seen = Counter(bool(text.equal(row)) for _, rows in islice(encoded.plan(0, 1), 60) for row in rows["text"])
+
+    assert [tuple(one.shape[1:]) for one in encoded.latents[0]] == [(2, 2)] * 3
+    assert [tuple(one.shape[1:]) for one in encoded.latents[1]] == [(2, 2), (4, 4), (6, 6)]
+    assert seen[True] == seen[False] == 30
 
 
 def test_pixels_are_cut_from_the_middle(tmp_path):

@@ -67,68 +67,45 @@ def test_full_trains_the_same_layers():
     assert len(trainee.parameters) == 16
 
 
-def test_extraction_finds_a_change_of_low_rank_exactly():
-    """A change that is itself of the rank comes back whole, with its energy captured to the last bit."""
-    before = {"layer": torch.randn(40, 30)}
-    change = torch.randn(40, 4) @ torch.randn(4, 30)
+@pytest.mark.parametrize(("rounding", "kept"), [("float32", torch.float32), ("kahan", torch.bfloat16)])
+def test_full_trains_masters_or_rounded_weights(rounding, kept):
+    """On a 16-bit base, trained weights become float32 or stay as they are; the others stay in any case."""
+    transformer = fakes.tiny_model().transformer.bfloat16()
 
-    found = lora.extract(before, {"layer": before["layer"] + change}, rank=4)
+    trainee = lora.prepare(transformer, TARGETS, FinetuneType.FULL, rank=16, seed=0, rounding=rounding)
 
-    product = found.state["layer.lora_B.weight"] @ found.state["layer.lora_A.weight"]
-    assert torch.allclose(product, change, atol=1e-4)
-    assert found.energy["layer"] == pytest.approx(1.0, abs=1e-6)
-
-
-def test_extraction_is_the_best_approximation():
-    """The error of a cut extraction is the energy of the singular values that were cut off."""
-    before, change = {"layer": torch.randn(40, 30)}, torch.randn(40, 30)
-
-    found = lora.extract(before, {"layer": before["layer"] + change}, rank=8)
-
-    values = torch.linalg.svdvals(change).square()
-    product = found.state["layer.lora_B.weight"] @ found.state["layer.lora_A.weight"]
-    assert (change - product).square().sum().item() == pytest.approx(values[8:].sum().item(), rel=1e-3)
-    assert found.captured_energy == pytest.approx((values[:8].sum() / values.sum()).item(), rel=1e-3)
+    assert {weight.dtype for weight in trainee.parameters.values()} == {kept}
+    others = {weight.dtype for weight in transformer.parameters() if not weight.requires_grad}
+    assert others == {torch.bfloat16}
 
 
-def test_extracted_factors_are_balanced():
-    """Both factors of an extraction have the same size, so that neither loses precision when stored."""
-    found = lora.extract({"layer": torch.zeros(40, 30)}, {"layer": torch.randn(40, 30)}, rank=8)
-
-    norms = [found.state[f"layer.lora_{factor}.weight"].norm().item() for factor in "AB"]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
-
-
-def test_layer_smaller_than_the_rank_is_filled_up():
-    """A layer with fewer rows than the rank still gets factors of that rank."""
-    change = torch.randn(8, 30)
-
-    found = lora.extract({"layer": torch.zeros(8, 30)}, {"layer": change}, rank=16)
-
-    a, b = found.state["layer.lora_A.weight"], found.state["layer.lora_B.weight"]
-    assert (a.shape, b.shape) == ((16, 30), (8, 16))
-    assert torch.allclose(b @ a, change, atol=1e-4)
-
-
-def test_finished_full_is_the_base_with_the_extracted_lora():
-    """When a full finetune ends, the network is as before, plus a LoRA that does nearly what training did."""
-    model = fakes.tiny_model()
-    before = _velocity(model)
-    trainee = lora.prepare(model.transformer, TARGETS, FinetuneType.FULL, rank=16, seed=0)
+@pytest.mark.parametrize("rounding", ["float32", "kahan"])
+def test_weights_are_put_back_as_they_were_loaded(rounding):
+    """A layer gets the weight of the base's files in the precision of the network, bit for bit, and is frozen."""
+    in_files = fakes.tiny_model().transformer
+    transformer = fakes.tiny_model().transformer.bfloat16()
+    before = {name: weight.clone() for name, weight in transformer.state_dict().items()}
+    trainee = lora.AllWeights(transformer, TARGETS, rounding)
     with torch.no_grad():
-        for number, weight in enumerate(trainee.parameters.values()):
-            rows, columns = weight.shape
-            draw = torch.Generator().manual_seed(number)
-            weight += 0.05 * torch.randn(rows, 4, generator=draw) @ torch.randn(4, columns, generator=draw)
-    trained = _velocity(model)
+        for weight in trainee.parameters.values():
+            weight.add_(1.0)
 
-    result = trainee.finish()
+    for name in trainee.parameters:
+        trainee.put_back(name, in_files.get_submodule(name).weight.detach())
 
-    assert torch.allclose(_velocity(model), trained, atol=1e-4)
-    model.transformer.disable_lora()
-    assert torch.equal(_velocity(model), before)
-    assert len(result.energy) == 16
-    assert result.captured_energy > 0.999
+    after = transformer.state_dict()
+    assert {weight.dtype for weight in after.values()} == {torch.bfloat16}
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert not any(weight.requires_grad for weight in transformer.parameters())
+
+
+def test_quantised_weights_cannot_be_trained():
+    """A weight of whole numbers has no gradient: that is a mistake in the plan, and said."""
+    transformer = torch.nn.ModuleDict({"layer": torch.nn.Linear(4, 4)})
+    transformer["layer"].weight = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+
+    with pytest.raises(ValueError, match="quantised"):
+        lora.AllWeights(transformer, "layer")
 
 
 def test_state_of_other_layers_is_refused():

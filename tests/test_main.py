@@ -9,7 +9,7 @@ import pictures
 import pytest
 
 from finetune import __main__ as program
-from finetune import runs
+from finetune import registry, runs
 from finetune.errors import FinetuneError
 from finetune.inputs import Request
 from finetune.runs import State
@@ -175,3 +175,14 @@ def _with_lora(folder):
     run.results.mkdir()
     (run.results / "a.safetensors").write_bytes(b"lora")
     return run
+
+
+def test_plan_tells_how_bases_fit_cards(capsys):
+    """The table has a line for each base, type and priority, and a column for each card; what fits none is a dash."""
+    assert program.main(["plan", "--memory-gib", "12", "141"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("|")[2:4] == [" 12 GB ", " 141 GB "]
+    assert len(lines) == 2 + 4 * len(registry.base_models())
+    (row,) = [line.split("|") for line in lines if line.startswith("| FLUX.2 dev, full, quality")]
+    assert row[2].strip() == "–" and "GiB" in row[3]

@@ -143,15 +143,16 @@ def test_zip_becomes_a_lora_on_the_page(service, open_page, tmp_path):
     _train(page)
     _stands(page, "Ready", seconds=420)
     with page.expect_download() as download:
-        page.get_by_role("link", name="Download LoRA").click()
+        page.get_by_role("link", name="Download LoRA twemoji.safetensors").click()
     download.value.save_as(tmp_path / "lora.safetensors")
 
     assert download.value.suggested_filename == "twemoji.safetensors"
     assert load_file(tmp_path / "lora.safetensors")
     assert page.locator(".sample").count() >= 4
     assert "load_lora_weights" in page.locator(".result pre").inner_text()
-    for name in ("captions", "settings"):
+    for name in ("captions", "settings", "README.md", "twemoji-comfyui.safetensors"):
         assert page.locator(".result .files a", has_text=name).count() == 1
+    assert page.locator(".result .checks li").count() == 2
 
 
 def test_what_is_wrong_is_said_beside_the_fields(pretended, open_page):

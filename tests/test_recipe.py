@@ -9,6 +9,7 @@ import pytest
 from finetune import recipe, registry
 from finetune.errors import ConfigError
 from finetune.inputs import FinetuneType, Mode, Priority, Request
+from finetune.memory import Fit
 
 DEMO = registry.base_model("demo")
 LARGE = replace(DEMO, resolution_px=1024)
@@ -17,13 +18,13 @@ LARGE = replace(DEMO, resolution_px=1024)
 def resolve(base=DEMO, **changes):
     """The configuration of a request."""
     request = Request(finetune_comment="x", mode="style", **changes)
-    return recipe.resolve(request, base, ["a pear in the style of TOK"], "cpu")
+    return recipe.resolve(request, base, ["a pear in the style of TOK"], "cpu", Fit())
 
 
 @pytest.mark.parametrize(
     ("priority", "small", "large", "batch", "samples"),
     [
-        (Priority.SPEED, (48,), (768,), 2, 0),
+        (Priority.SPEED, (48,), (512,), 2, 0),
         (Priority.QUALITY, (64,), (512, 768, 1024), 4, 60),
         (Priority.HIGH_RES_ONLY, (64,), (1024,), 4, 60),
     ],

@@ -39,6 +39,8 @@ def test_nothing_set_is_fine():
         ("GRADIO_ROOT_PATH", "/lora", "root_path", "/lora"),
         ("FINETUNE_DEVICE", "cuda", "device", "cuda"),
         ("FINETUNE_THREADS", "3", "threads", 3),
+        ("FINETUNE_MEMORY_GIB", "0.5", "memory_bytes", 2**29),
+        ("FINETUNE_MEMORY_GIB", "", "memory_bytes", None),
         ("FINETUNE_UPLOAD_MIB", "10", "upload_mib", 10),
         ("FINETUNE_UPLOAD_MIB", "", "upload_mib", 2048),
         ("FINETUNE_PRIVATE_WEBHOOKS", "1", "allow_private_webhooks", True),
@@ -51,6 +53,15 @@ def test_variable_is_read(bare, variable, value, name, expected):
     bare.setenv(variable, value)
 
     assert getattr(settings.read(), name) == expected
+
+
+@pytest.mark.parametrize("value", ["much", "-1", "0", "nan", "inf"])
+def test_memory_that_is_none_is_an_error_in_words(bare, value):
+    """A limit of memory names itself and what it holds."""
+    bare.setenv("FINETUNE_MEMORY_GIB", value)
+
+    with pytest.raises(ConfigError, match=f"FINETUNE_MEMORY_GIB is “{value}”"):
+        settings.read()
 
 
 @pytest.mark.parametrize("variable", ["GRADIO_SERVER_PORT", "FINETUNE_THREADS", "FINETUNE_UPLOAD_MIB"])

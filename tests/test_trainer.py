@@ -1,6 +1,7 @@
 """The training loop on a toy model: it learns, stops, goes on exactly, and says what goes wrong."""
 
 import math
+from dataclasses import replace
 
 import fakes
 import pytest
@@ -9,6 +10,7 @@ import torch
 from finetune import fidelity, lora, registry, trainer
 from finetune.errors import DivergedError, OutOfMemoryError
 from finetune.inputs import FinetuneType
+from finetune.memory import Fit
 
 
 class Session:
@@ -223,3 +225,45 @@ def test_recovered_is_the_share_of_the_gain():
     """Half of the gain kept is one half; without any gain nothing was lost."""
     assert fidelity.recovered(base_loss=1.0, full_loss=0.8, lora_loss=0.9) == pytest.approx(0.5)
     assert fidelity.recovered(base_loss=1.0, full_loss=1.1, lora_loss=1.0) == 1.0
+
+
+def test_time_left_counts_the_samples_of_every_step(tmp_path):
+    """Whatever the steps between samples, as many are counted as are still drawn."""
+    for every in (0, 1, 3, 4, 10, 12):
+        config = fakes.config(iterations=10, sample_every=every)
+        pace = trainer.Pace(config, first=0)
+        pace._steps.append(0.0)
+        pace._samples.append(1.0)
+
+        due = [step for step in range(1, 11) if step == 10 or (every and step % every == 0)]
+
+        assert [pace.seconds_left(done) for done in range(1, 11)] == [
+            sum(step >= done for step in due) for done in range(1, 11)
+        ]
+
+
+def test_fit_that_compiles_trains_through_compiled_blocks(tmp_path):
+    """Every repeated block is called through its compiled form, and training ends as it does without."""
+    plain, compiled = Session(tmp_path / "a"), Session(tmp_path / "b", fit=Fit(is_compiled=True))
+    plain.train()
+
+    with torch.compiler.set_stance("force_eager"):  # a compiler is not everywhere
+        compiled.train()
+
+    blocks = [*compiled.model.transformer.transformer_blocks, *compiled.model.transformer.single_transformer_blocks]
+    assert all(block._compiled_call_impl is not None for block in blocks)
+    for name, weight in plain.trainee.parameters.items():
+        assert torch.equal(weight, compiled.trainee.parameters[name]), name
+
+
+def test_what_is_trained_on_is_brought_to_the_device_where_it_is_small(tmp_path):
+    """With room for it, latents and captions lie there, each caption once; without, they stay where they are."""
+    encoded = fakes.encoded(fakes.tiny_model(), tmp_path)
+    encoded = replace(encoded, captions=encoded.captions[:1] * 4)
+    size = sum(latents.nbytes for (latents,) in encoded.latents) + encoded.captions[0]["text"].nbytes
+
+    there = trainer.placed(encoded, "meta", free_bytes=20 * size)
+
+    assert {latents.device.type for (latents,) in there.latents} == {"meta"}
+    assert len({id(row["text"]) for row in there.captions}) == 1 and there.captions[0]["text"].is_meta
+    assert trainer.placed(encoded, "meta", free_bytes=20 * size - 40) is encoded

@@ -6,8 +6,11 @@ import zipfile
 import fakes
 import pictures
 import pytest
+from PIL import Image
+from small_card import SmallCard, small_card
+from torch import nn
 
-from finetune import captions, dataset, formats, worker
+from finetune import captions, dataset, formats, preview, results, worker
 from finetune.inputs import FinetuneType, Request
 from finetune.runs import State
 
@@ -55,13 +58,17 @@ def done(request, tmp_path_factory):
 
 
 def test_run_ends_ready_with_its_files(done):
-    """The last event lists LoRA, captions and settings as they lie in the results folder."""
+    """The last event lists both LoRA files, card, captions, settings and report as they lie in the results folder."""
     assert done.state() is State.READY
     files = events(done, "ready")[-1]["files"]
+    is_full = done.request().finetune_type is FinetuneType.FULL
     assert [(file["name"], file["title"]) for file in files] == [
         ("My-run.safetensors", "LoRA"),
+        ("My-run-comfyui.safetensors", "LoRA for ComfyUI"),
+        ("README.md", "Model card"),
         ("captions.zip", "Captions"),
         ("settings.json", "Settings"),
+        *([("fidelity.json", "Fidelity report")] if is_full else []),
     ]
     assert all(file["bytes"] == (done.results / file["name"]).stat().st_size for file in files)
     formats.check(done.results / "My-run.safetensors")
@@ -74,8 +81,8 @@ def test_summary_measures_what_was_learned(done):
     assert summary["loss_after"] < summary["loss_before"]
     assert ("recovered" in summary) == (done.request().finetune_type is FinetuneType.FULL)
     assert summary.get("recovered", 1.0) > 0.5
-    assert 0 < summary["captured_energy"] <= 1
-    assert summary["largest_difference"] <= worker.LARGEST_DIFFERENCE
+    assert 0 < summary.get("captured_energy", 1.0) <= 1
+    assert summary["largest_difference"] <= results.LARGEST_DIFFERENCE
     assert summary["seconds"] > 0 and summary["peak_memory_mib"] > 0
 
 
@@ -83,8 +90,28 @@ def test_stages_come_in_order(done):
     """What is told in plain words follows the run from captions to the check."""
     stages = list(dict.fromkeys(event["name"] for event in events(done, "stage")))
 
-    assert [name for name in stages if name != "extract"] == ["captions", "encode", "load", "train", "save", "verify"]
-    assert ("extract" in stages) == (done.request().finetune_type is FinetuneType.FULL)
+    last = "extract" if done.request().finetune_type is FinetuneType.FULL else "measure"
+    assert stages == ["captions", "encode", "load", "probe", "train", last, "save", "verify"]
+
+
+def test_both_files_are_proven(done):
+    """Two sentences say that the trainer's sample was drawn again, and that both files make the same change."""
+    same_picture, same_change = events(done, "ready")[-1]["checks"]
+
+    assert "draws the trainer’s sample again" in same_picture
+    assert "all 56 keys" in same_change and "16 layers" in same_change
+
+
+def test_full_is_compared_with_its_lora(done):
+    """For each prompt there are two pictures of a full finetune: its own, and that of the LoRA from it."""
+    pairs = events(done, "comparison")
+
+    is_full = done.request().finetune_type is FinetuneType.FULL
+    prompts = done.read("config.json")["sample_prompts"] if is_full else []
+    assert [pair["prompt"] for pair in pairs] == prompts
+    for pair in pairs:
+        full, ours = (Image.open(done.samples / pair[side]).convert("RGB") for side in ("full", "lora"))
+        assert preview.difference(full, ours) > 0
 
 
 def test_captions_lie_beside_their_pictures(done):
@@ -110,9 +137,58 @@ def test_run_that_goes_on_measures_from_the_same_start(done):
     assert worker.work(done, "train") == 0
 
     again = events(done, "ready")[-1]["summary"]
-    same = ("loss_before", "loss_after", "captured_energy")
-    assert [again[name] for name in same] == [first[name] for name in same]
+    same = ("loss_before", "loss_after", "captured_energy", "recovered")
+    assert [again.get(name) for name in same] == [first.get(name) for name in same]
     assert len(events(done, "step")) == 100
+
+
+class ShrinkingCard(SmallCard):
+    """Has room for anything until training is well on its way, then for little more than half of that."""
+
+    def hold(self, tensor):
+        """Keep a tensor. Raises: torch.OutOfMemoryError when there is no room for it any more."""
+        self.held = getattr(self, "held", 0) + 1
+        if self.held == 8000:
+            self.limit = int(0.55 * self.peak)
+        super().hold(tensor)
+
+
+def test_run_that_outgrows_the_memory_goes_on_in_less(tmp_path):
+    """When memory runs out on the way, the run goes on from its last step with fewer pictures at once, and says so."""
+    run = asked(uploaded(tmp_path), priority="quality")
+
+    with ShrinkingCard(nn.Module(), limit=2**40).counting():
+        assert worker.work(run, "train") == 0, run.events()[0][-1]
+
+    told = [event["message"] for event in events(run, "warning") if "Memory ran out" in event["message"]]
+    assert told and all("Going on from the last step" in text for text in told)
+    assert [event["step"] for event in events(run, "step")] == list(range(1, 101))
+    assert run.read("config.json")["fit"]["micro_batch"] < 4
+    assert run.state() is State.READY
+
+
+def test_run_that_never_fits_fails_in_words(tmp_path):
+    """When even the smallest way runs out of memory, the run fails, and says what to do."""
+    run = asked(uploaded(tmp_path), priority="quality")
+
+    with small_card(nn.Module(), limit=1000):
+        assert worker.work(run, "train") == 1
+
+    assert "not enough memory" in events(run, "failed")[0]["message"]
+    assert events(run, "failed")[0]["hint"]
+    assert run.read("config.json")["fit"]["recomputed"] == 1.0
+
+
+def test_run_that_cannot_fit_is_not_begun(tmp_path, toy):
+    """Where the plan finds no way at all, the run fails before anything is loaded, and names what is missing."""
+    run = asked(uploaded(tmp_path))
+
+    with toy.context() as environment:
+        environment.setenv("FINETUNE_MEMORY_GIB", "0.01")
+        assert worker.work(run, "train") == 1
+
+    assert "missing" in events(run, "failed")[0]["message"]
+    assert "load" not in {event["name"] for event in events(run, "stage")}
 
 
 def test_stop_that_comes_while_the_worker_starts_is_kept(tmp_path):
@@ -230,4 +306,4 @@ def test_picture_that_says_nothing_is_only_warned_of(tmp_path, toy):
 )
 def test_name_becomes_a_file_name(name, expected):
     """Whatever a finetune is called, its file has a name that every system takes."""
-    assert worker.slug(name) == expected
+    assert results.slug(name) == expected

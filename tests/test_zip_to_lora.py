@@ -78,7 +78,7 @@ def test_the_file_draws_what_the_trainer_drew_and_not_what_the_base_draws(traine
     _, run = trained
     base = registry.base_model("demo")
     config = run.read("config.json")
-    lora = next(run.results.glob("*.safetensors"))
+    lora = run.lora
 
     drawn = drawn_as_the_page_says(base, lora, config["sample_prompts"][0], config["seed"])
 
@@ -90,7 +90,7 @@ def test_the_file_says_how_it_was_made(trained):
     """Metadata hold the rank, the trigger word and the run's settings."""
     _, run = trained
 
-    metadata = formats.read_metadata(next(run.results.glob("*.safetensors")))
+    metadata = formats.read_metadata(run.lora)
 
     assert metadata["modelspec.trigger_phrase"] == "TOK"
     assert metadata["ss_network_dim"] == "16"

@@ -10,6 +10,12 @@ const make = (tag, about = {}, ...children) => {
   return made;
 };
 
+const bytes = (count) => {
+  if (count == null) return "";
+  if (count < 1e6) return `${Math.max(1, Math.round(count / 1e3))} kB`;
+  return count < 1e9 ? `${(count / 1e6).toFixed(1)} MB` : `${(count / 1e9).toFixed(2)} GB`;
+};
+
 // Links are relative to where the service is mounted, which a proxy or a share link decides.
 const absolute = (link) => {
   const root = (window.gradio_config && window.gradio_config.root) || location.href.split(/[?#]/)[0];

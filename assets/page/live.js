@@ -85,7 +85,8 @@ const showStage = (told) => {
   const isOver = OVER.includes(state);
   stage.textContent = (state === "running" && progress ? progress.title : told.notice) || (isOver ? "" : "Starting");
   const hasCount = progress && progress.of;
-  if (state === "running" && hasCount) stage.textContent += ` · ${progress.done ?? 0} of ${progress.of}`;
+  const count = progress && progress.unit === "bytes" ? bytes : String;
+  if (state === "running" && hasCount) stage.textContent += ` · ${count(progress.done ?? 0)} of ${count(progress.of)}`;
   left.textContent = "";
   if (state === "running" && progress && progress.seconds_left != null) {
     const gone = (Date.now() - lastHeard) / 1000;
@@ -217,12 +218,6 @@ const showFailure = (told) => {
 
 // ---- result
 
-const size = (bytes) => {
-  if (bytes == null) return "";
-  if (bytes < 1e6) return `${Math.max(1, Math.round(bytes / 1e3))} kB`;
-  return bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
-};
-
 const copy = async (text, told) => {
   try {
     await navigator.clipboard.writeText(text);
@@ -235,6 +230,47 @@ const copy = async (text, told) => {
   setTimeout(() => (told.textContent = "Copy"), 1500);
 };
 
+// What the full finetune drew, and what the LoRA that was extracted from it draws with the same seed.
+const comparison = (pairs) => {
+  const rows = pairs.map((pair) =>
+    make(
+      "div",
+      { class: "row" },
+      make("p", { text: pair.prompt }),
+      make("div", { class: "strip" }, ...[["full finetune", pair.full], ["LoRA", pair.lora]].map(([name, url]) =>
+        make("figure", { class: "sample" }, make("img", { src: absolute(url), alt: `${pair.prompt}, ${name}` }), make("figcaption", { text: name })),
+      )),
+    ),
+  );
+  return make("details", { class: "samples" }, make("summary", { text: "Full finetune and extracted LoRA side by side" }), ...rows);
+};
+
+const pushing = () => {
+  const field = (label, about) => make("label", {}, make("span", { text: label }), make("input", about));
+  const name = field("Repository", { name: "repo", required: true, placeholder: "your-name/my-lora", autocomplete: "off" });
+  const token = field("Access token with write right", { name: "token", type: "password", required: true, placeholder: "hf_…", autocomplete: "off" });
+  const open = make("label", { class: "check" }, make("input", { name: "public", type: "checkbox" }), make("span", { text: "Everyone may see it" }));
+  const answer = make("p", { role: "status" });
+  const form = make("form", {}, name, token, open, make("button", { class: "button", text: "Push" }), answer);
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const [given, press] = [new FormData(form), form.querySelector("button")];
+    press.disabled = true;
+    answer.textContent = "Pushing …";
+    try {
+      const told = await server.push({ run, repo: given.get("repo"), token: given.get("token"), is_public: given.has("public") });
+      if (told.error) answer.textContent = `${told.error.message} ${told.error.hint}`;
+      else answer.replaceChildren("It is at ", make("a", { href: told.url, target: "_blank", rel: "noreferrer", text: told.url }));
+      if (!told.error) form.querySelector("[name=token]").value = "";
+    } catch {
+      answer.textContent = "The service did not answer. Try again.";
+    }
+    press.disabled = false;
+  });
+  const about = "Uploads the LoRA files, the model card and the latest samples; private unless you say otherwise. The token is used once and kept nowhere.";
+  return make("details", { class: "push" }, make("summary", { text: "Push to the Hugging Face Hub" }), make("p", { class: "quiet", text: about }), form);
+};
+
 const showResult = (told) => {
   result.hidden = !told.result;
   const made = JSON.stringify(told.result);
@@ -242,7 +278,7 @@ const showResult = (told) => {
   shownResult = made;
   const files = make("div", { class: "files" });
   for (const [place, file] of told.result.files.entries()) {
-    const words = make("span", {}, make("strong", { text: `Download ${file.title}` }), make("small", { text: `${file.name} · ${size(file.bytes)}` }));
+    const words = make("span", {}, make("strong", { text: `Download ${file.title}` }), make("small", { text: `${file.name} · ${bytes(file.bytes)}` }));
     files.append(make("a", { class: `button ${place ? "" : "primary"}`, href: absolute(file.url), download: file.name }, words));
   }
   const figures = make("dl", {});
@@ -250,7 +286,10 @@ const showResult = (told) => {
     figures.append(make("div", {}, make("dt", { text: name }), make("dd", { text: value })));
   }
   const heading = state === "ready" ? "Your LoRA is ready" : "The LoRA so far";
-  result.replaceChildren(make("h3", { text: heading }), files, figures);
+  const checks = make("ul", { class: "checks" }, ...told.result.checks.map((text) => make("li", { text })));
+  result.replaceChildren(make("h3", { text: heading }), files, checks, figures);
+  if (told.result.comparison.length) result.append(comparison(told.result.comparison));
+  result.append(pushing());
   if (!told.result.usage) return;
   const again = button("Copy", "small", () => copy(told.result.usage, again));
   result.append(

@@ -65,6 +65,15 @@ def read(run: Run) -> Dataset:
     return from_dict(values)
 
 
+def content_hash(run: Run) -> str:
+    """Tell the pictures of a run, with the captions that came with them, from all others; names do not count."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for picture in read(run).images:
+        hashed.update((run.images / picture.file).read_bytes())
+        hashed.update(f"\n{picture.caption or ''}\n".encode())
+    return hashed.hexdigest()
+
+
 def unpack(
     zip_path: Path, run: Run, tell: Callable[[int, int], None] = lambda done, of: None, limits: Limits = archive.LIMITS
 ) -> Dataset:

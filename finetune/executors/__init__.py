@@ -21,6 +21,9 @@ class Executor(Protocol):
     def check(self) -> None:
         """Raises: ExecutorError, with a hint, if no worker can be started now."""
 
+    def measure(self) -> None:
+        """Begin to measure the machine that workers run on; what is found is kept where `machine.read` looks."""
+
     def start(self, run: "Run", task: Task) -> None:
         """Start a worker for a run. Raises: ExecutorError."""
 

@@ -30,6 +30,16 @@ class Local:
         if not (PROJECT / "finetune" / "__main__.py").exists():
             raise ExecutorError(f"The worker's program is missing from {PROJECT}.", "Fetch the project again.")
 
+    def measure(self) -> None:
+        """Measure in a process of its own, because that loads torch."""
+        subprocess.Popen(
+            [sys.executable, "-m", "finetune", "measure"],
+            cwd=PROJECT,
+            env=settings.read().worker_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+
     def start(self, run: Run, task: Task) -> None:
         """Start a worker for a run. Raises: ExecutorError."""
         if self.is_running(run):

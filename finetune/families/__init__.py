@@ -26,6 +26,14 @@ class Sampler:
 
     steps: int
     guidance_scale: float
+    is_guidance_embedded: bool = False
+    """Whether guidance is an input of the network, because it was distilled into it; else pictures are drawn with
+    classifier-free guidance against the empty prompt, in two passes for each step."""
+
+    @property
+    def passes(self) -> int:
+        """Through the network, for one picture."""
+        return self.steps * (1 if self.is_guidance_embedded or self.guidance_scale <= 1 else 2)
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,8 @@ class BaseModel:
     """Whether the licence must be accepted on the Hub before the files can be fetched."""
     distilled: str = ""
     """A model on the Hub of the same layers that draws with the LoRA in few steps; empty if there is none."""
+    note: str = ""
+    """What to say beside its title where a base model is chosen."""
     modelspec: str = ""
     """Its name as `modelspec.architecture`, without the ending “/lora”."""
 
@@ -83,9 +93,6 @@ class Model(Protocol):
     patch_px: int
     """Side of the square of pixels that one latent stands for; pictures are multiples of it."""
     latent_channels: int
-    is_guidance_embedded: bool
-    """Whether guidance is an input of the network, because it was distilled into it; else pictures are drawn with
-    classifier-free guidance against the empty prompt."""
 
     @property
     def transformer(self) -> "nn.Module":

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from finetune import inputs, registry
+from finetune import bases, inputs, registry
 from finetune.errors import ConfigError
 from finetune.inputs import FinetuneType, Request
 from finetune.recipe import BATCH
@@ -54,7 +54,7 @@ def build() -> dict[str, Component]:
 def read(values: dict[str, Any]) -> Request:
     """Make the request of what the form holds. Raises: ConfigError naming the first field that is wrong."""
     request = inputs.read(_plain(values))
-    registry.base_model(request.base_model)
+    bases.check(request.base_model)
     return request
 
 
@@ -63,7 +63,7 @@ def check(values: dict[str, Any]) -> dict[str, str]:
     problems = inputs.check(_plain(values))
     if "base_model" not in problems and values["base_model"]:
         try:
-            registry.base_model(values["base_model"])
+            bases.check(values["base_model"])
         except ConfigError as error:
             problems["base_model"] = str(error)
     return {name: text[0].upper() + text[1:] for name, text in problems.items()}
@@ -77,7 +77,7 @@ def in_words(values: dict[str, Any]) -> str:
     is_full = request.finetune_type is FinetuneType.FULL
     trained = "all weights and extracts a LoRA" if is_full else "a LoRA"
     rate = f"{request.rate:.0e}".replace("e-0", "e-") + (" (the usual)" if request.learning_rate is None else "")
-    base = registry.base_model(request.base_model).title
+    base = bases.title(request.base_model)
     return (
         f"Trains {trained} of rank {request.lora_rank} on “{base}”: {request.iterations} steps "
         f"of {BATCH[request.priority]} pictures each, learning rate {rate}."
@@ -105,8 +105,11 @@ def _component(name: str, schema: dict[str, Any]) -> Component:
     }
     default = field.get("default")
     if name == "base_model":
-        choices = [(base.title, base.id) for base in registry.base_models().values()]
-        return gr.Dropdown(choices, value=default, filterable=len(choices) > 8, **about)
+        choices = [
+            (f"{base.title} – {base.note}" if base.note else base.title, base.id)
+            for base in registry.base_models().values()
+        ]
+        return gr.Dropdown(choices, value=default, allow_custom_value=True, **about)
     if "enum" in kind:
         return _choice(kind["enum"], default, about)
     if kind["type"] == "boolean":

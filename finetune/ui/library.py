@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from finetune import api, registry, runs
+from finetune import api, bases, runs
 from finetune.queue import TRASH_DAYS, Queue
 from finetune.runs import Run, State
 from finetune.ui import handlers, page
@@ -24,12 +24,11 @@ def build(queue: Queue) -> gr.HTML:
 def every(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
     """All runs but drafts, newest first, and those that were deleted."""
     settings = queue.settings
-    bases = {base.id: base.title for base in registry.base_models().values()}
     shown = [run for run in runs.all_in(settings.runs) if queue.state(run) is not State.DRAFT]
     gone = [run for run in runs.all_in(settings.trash) if queue.state(run) is not State.DRAFT]
     return {
-        "runs": [{**_about(queue, run, bases), "picture": _picture(queue, run)} for run in shown],
-        "deleted": [_about(queue, run, bases) for run in gone],
+        "runs": [{**_about(queue, run), "picture": _picture(queue, run)} for run in shown],
+        "deleted": [_about(queue, run) for run in gone],
         "days": round(TRASH_DAYS),
     }
 
@@ -52,9 +51,9 @@ def open_run(queue: Queue, event: gr.EventData) -> tuple[Any, str]:
     return gr.Tabs(selected="run"), run.id
 
 
-def _about(queue: Queue, run: Run, bases: dict[str, str]) -> dict[str, Any]:
+def _about(queue: Queue, run: Run) -> dict[str, Any]:
     state, request = queue.state(run), run.request()
-    base = bases.get(request.base_model, request.base_model) if request else ""
+    base = bases.title(request.base_model) if request else ""
     name = request.finetune_comment if request else "Draft"
     created = run.created().isoformat()
     return {"id": run.id, "name": name, "base": base, "state": state, "badge": WORDS[state], "created": created}

@@ -5,7 +5,8 @@ Separate from the tab, because it is pure: events go in, words and numbers come 
 
 from typing import Any
 
-from finetune import api, registry, runs
+from finetune import api, bases, registry, runs
+from finetune.errors import ConfigError
 from finetune.queue import Queue
 from finetune.runs import Run, State
 
@@ -23,11 +24,11 @@ WORDS = {
 FIGURES = {
     "loss_before": ("Loss on your pictures, before", lambda value: f"{value:.3f}"),
     "loss_after": ("Loss on your pictures, after", lambda value: f"{value:.3f}"),
-    "recovered": ("Kept of the full finetune", lambda value: f"{value:.0%}"),
+    "recovered": ("Kept of what the full finetune gained", lambda value: f"{value:.0%}"),
+    "recovered_before_healing": ("Kept before healing", lambda value: f"{value:.0%}"),
     "seconds": ("Time", lambda value: duration(value)),
     "peak_memory_mib": ("Peak memory", lambda value: f"{value:,.0f} MiB"),
     "captured_energy": ("Captured by the LoRA", lambda value: f"{value:.1%}"),
-    "largest_difference": ("File against trainer", lambda value: f"at most {value} of 255"),
 }
 
 
@@ -85,10 +86,8 @@ def _about(run: Run) -> dict[str, Any]:
     request = run.request()
     if not request:
         return {"name": "Draft", "facts": []}
-    bases = registry.base_models()
-    base = bases[request.base_model].title if request.base_model in bases else request.base_model
     facts = [
-        base,
+        bases.title(request.base_model),
         f"{request.mode.value} mode",
         f"trigger word {request.trigger_word}",
         f"{request.finetune_type.value}, rank {request.lora_rank}",
@@ -117,7 +116,8 @@ def _progress(events: list[dict[str, Any]]) -> dict[str, Any]:
                 values = {"done": event["step"], "of": event["of"], "seconds_left": event.get("seconds_left")}
                 return {"progress": {"title": "Training", **values}}
             case "stage":
-                return {"progress": {"title": event["title"], "done": event.get("done"), "of": event.get("of")}}
+                told = {name: event.get(name) for name in ("done", "of", "unit", "seconds_left")}
+                return {"progress": {"title": event["title"], **told}}
             case "queued" | "started":
                 return {"progress": {"title": "Starting", "done": None, "of": None}}
     return {}
@@ -154,7 +154,9 @@ def _line(event: dict[str, Any]) -> dict[str, Any] | None:
             words = f"Checkpoint at step {event['step']}."
         case "caption":
             words = f"{event['file']}: {event['text']}"
-        case "log":
+        case "held_out":
+            words = f"Loss on mirrored copies of your pictures, which are not trained: {event['loss']:.3f}."
+        case "log" | "plan":
             words = said
         case "warning" | "failed":
             words = f"{said} {event.get('hint', '')}".strip()
@@ -187,14 +189,25 @@ def _result(queue: Queue, run: Run) -> dict[str, Any] | None:
     figures = [[words, show(summary[name])] for name, (words, show) in FIGURES.items() if name in summary]
     return {
         "files": [{**file, "url": api.file_link(queue.settings, run, f"results/{file['name']}")} for file in files],
+        "checks": ending.get("checks", []),
+        "comparison": [_pair(queue, run, event) for event in run.events()[0] if event["kind"] == "comparison"],
         "figures": figures,
         "usage": _usage(run, files[0]["name"]),
     }
 
 
+def _pair(queue: Queue, run: Run, event: dict[str, Any]) -> dict[str, str]:
+    """A picture of the full finetune and the same one of the extracted LoRA."""
+    links = {side: api.file_link(queue.settings, run, f"samples/{event[side]}") for side in ("full", "lora")}
+    return {"prompt": event["prompt"], **links}
+
+
 def _usage(run: Run, lora_name: str) -> str:
     request = run.request()
-    base = registry.base_models().get(request.base_model)
+    try:
+        base = bases.check(request.base_model)
+    except ConfigError:  # a folder that is gone since
+        base = None
     if not base:
         return ""
     prompts = run.read("config.json").get("sample_prompts") or [request.trigger_word]

@@ -1,5 +1,6 @@
 """The tab New finetune: pictures in, request filled in, Train."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from finetune.errors import FinetuneError
 from finetune.queue import Queue
 from finetune.runs import State
 from finetune.settings import ASSETS
-from finetune.ui import form, handlers, page, pictures
+from finetune.ui import form, handlers, page, pictures, plan
 
 EXAMPLE = ASSETS / "example" / "twemoji.zip"
 EXAMPLE_FIELDS = {"finetune_comment": "twemoji", "mode": "style", "trigger_word": "TWEMO"}
@@ -58,9 +59,13 @@ def build(queue: Queue) -> NewTab:
                 html_template="<p class='words'>{{value}}</p>",
                 elem_id="in-words",
             )
+            planned = page.component(
+                "plan.js", [handlers.server(plan.panel, queue, "plan")], elem_id="plan", value=_planned(fields)
+            )
             train = gr.Button("Train", variant="primary", size="lg", elem_id="train")
     tab = NewTab(train, zip_file, problem, panel, fields)
     _wire(queue, tab, example, words)
+    _wire_plan(tab, planned)
     return tab
 
 
@@ -162,6 +167,23 @@ def _wire(queue: Queue, tab: NewTab, example: gr.Button, words: gr.HTML) -> None
         show_progress="hidden",
         api_visibility="private",
     )
+
+
+def _wire_plan(tab: NewTab, planned: gr.HTML) -> None:
+    asked = [tab.fields[name] for name in plan.FIELDS]
+    gr.on(
+        [component.change for component in [tab.panel, *asked]],
+        fn=None,
+        js=f"(panel, ...values) => Object.fromEntries([['run', panel && panel.run], "
+        f"...{json.dumps(plan.FIELDS)}.map((name, place) => [name, values[place]])])",
+        inputs=[tab.panel, *asked],
+        outputs=planned,
+        api_visibility="private",
+    )
+
+
+def _planned(fields: dict[str, Component]) -> dict[str, Any]:
+    return {name: fields[name].value for name in plan.FIELDS}
 
 
 def _defaults(fields: dict[str, Component]) -> dict[str, Any]:

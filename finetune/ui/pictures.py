@@ -5,8 +5,9 @@ Separate from the tab, because it is pure but for one thing: pictures without a 
 
 from typing import Any
 
-from finetune import api, captions, dataset, runs
+from finetune import api, bases, captions, dataset, runs
 from finetune.dataset import Dataset, Picture
+from finetune.errors import ConfigError
 from finetune.inputs import Mode, Request
 from finetune.queue import Queue
 from finetune.runs import Run, State
@@ -25,7 +26,9 @@ def panel(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
     captioning = bool(asked.get("captioning", True))
     said = run.read("descriptions.json").get(mode, {}) if mode else {}
     silent = [picture for picture in found.images if not picture.caption and picture.file not in said]
-    is_waiting = bool(mode and captioning and silent) and _is_described(queue, run, mode, str(asked.get("base")))
+    base = str(asked.get("base"))
+    can_be_described = _has_captioner(base)
+    is_waiting = bool(mode and captioning and silent) and can_be_described and _is_described(queue, run, mode, base)
     trigger = " ".join(str(asked.get("trigger") or "").split()) or TRIGGER
     told = []
     for picture in found.images:
@@ -36,13 +39,16 @@ def panel(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
             told[-1]["origin"] = "zip"
         elif captioning and description:
             told[-1]["origin"] = "described"
-        elif captioning and (is_waiting or not mode):
+        elif captioning and (is_waiting or (can_be_described and not mode)):
             told[-1] |= {"origin": "waiting", "caption": "" if mode else "Choose a mode to have it described."}
     return {
         "pictures": told,
         "counts": _counts(found, [picture["origin"] for picture in told]),
         "ignored": [{"file": one.file, "reason": one.reason} for one in found.ignored],
-        "warnings": [*found.warnings, *([] if is_waiting or not captioning else _troubles(run, silent, mode))],
+        "warnings": [
+            *found.warnings,
+            *([] if is_waiting or not captioning else _troubles(run, silent, mode, can_be_described)),
+        ],
         "is_waiting": is_waiting,
     }
 
@@ -74,13 +80,25 @@ def _counts(found: Dataset, origins: list[str]) -> str:
     return ", ".join(parts)
 
 
-def _troubles(run: Run, silent: list[Picture], mode: Mode | None) -> list[str]:
+def _has_captioner(base_model: str) -> bool:
+    """Whether there is a captioner for a base model. For one of the Hub that nobody asked for yet there is none."""
+    try:
+        base = bases.check(base_model)
+    except ConfigError:  # the field itself says so
+        return False
+    return bool(base and base.captioner)
+
+
+def _troubles(run: Run, silent: list[Picture], mode: Mode | None, can_be_described: bool) -> list[str]:
     """Why pictures were not described."""
-    if not silent or not mode:
+    if not silent or (can_be_described and not mode):
         return []
+    plain = f"{len(silent)} picture{' gets' if len(silent) == 1 else 's get'} a plain caption."
+    if not can_be_described:
+        return [f"{plain} There is no captioner for this base model yet: put a .txt beside each picture in the ZIP."]
     events, _ = run.events()
     failed = next((event for event in reversed(events) if event["kind"] == "caption_failed"), None)
     why = (
         f"{failed['message']} {failed.get('hint', '')}".strip() if failed else "The captioner found no words for them."
     )
-    return [f"{len(silent)} picture{' gets' if len(silent) == 1 else 's get'} a plain caption. {why}"]
+    return [f"{plain} {why}"]

@@ -4,7 +4,8 @@ from typing import Any
 
 import gradio as gr
 
-from finetune import runs
+from finetune import publish, runs
+from finetune.errors import FinetuneError
 from finetune.queue import Queue
 from finetune.ui import handlers, live, page
 
@@ -15,6 +16,7 @@ def build(queue: Queue) -> gr.HTML:
         handlers.server(live.news, queue, "live"),
         handlers.server(stop, queue, "stop"),
         handlers.server(resume, queue, "resume"),
+        handlers.server(push, queue, "push"),
     ]
     return page.component("live.js", functions, elem_id="live")
 
@@ -29,3 +31,15 @@ def resume(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
     """Let the run that the page shows go on."""
     queue.resume(runs.find(queue.settings.runs, str(asked.get("run", ""))))
     return {}
+
+
+def push(queue: Queue, asked: dict[str, Any]) -> dict[str, str]:
+    """Push the LoRA of the run that the page shows to the Hub, with the visitor's own token: never the machine's."""
+    run = runs.find(queue.settings.runs, str(asked.get("run", "")))
+    if not (token := str(asked.get("token") or "").strip()):
+        raise FinetuneError(
+            "A token is needed.", "Make one with write right at https://huggingface.co/settings/tokens."
+        )
+    return {
+        "url": publish.push_run(run, str(asked.get("repo") or ""), token, is_private=asked.get("is_public") is not True)
+    }
