@@ -150,11 +150,12 @@ class Flux1Model(Parts):
     def predict_velocity(self, noisy: "Tensor", t: "Tensor", encoding: Encoding, guidance: float = 1.0) -> "Tensor":
         """Shapes: noisy (B, C, h, w), t (B,) in [0, 1]; returns the shape of noisy."""
         transformer = self.transformer
+        dtype = next(transformer.parameters()).dtype  # its own `dtype` walks over all modules
         batch, channels, height, width = noisy.shape
         tokens = transformer(
-            hidden_states=noisy.to(self.device, transformer.dtype).flatten(2).mT,
-            encoder_hidden_states=encoding["text"].to(self.device, transformer.dtype),
-            pooled_projections=encoding["pooled"].to(self.device, transformer.dtype),
+            hidden_states=noisy.to(self.device, dtype).flatten(2).mT,
+            encoder_hidden_states=encoding["text"].to(self.device, dtype),
+            pooled_projections=encoding["pooled"].to(self.device, dtype),
             timestep=t.to(self.device),
             img_ids=positions(1, height, width).to(self.device),
             txt_ids=t.new_zeros(encoding["text"].shape[1], 3).to(self.device),

@@ -149,11 +149,12 @@ class Flux3Model(network.WhitenedLatents):
         import torch
 
         transformer = self.transformer
+        dtype = next(transformer.parameters()).dtype  # its own `dtype` walks over all modules
         batch, channels, height, width = noisy.shape
         scale = torch.tensor([1, ROPE_SCALE, ROPE_SCALE, 1])
         tokens = transformer(
-            hidden_states=noisy.to(self.device, transformer.dtype).flatten(2).mT,
-            encoder_hidden_states=encoding["text"].to(self.device, transformer.dtype),
+            hidden_states=noisy.to(self.device, dtype).flatten(2).mT,
+            encoder_hidden_states=encoding["text"].to(self.device, dtype),
             timestep=t.to(self.device),
             img_ids=(positions(1, height, width, 1) * scale).to(self.device),
             txt_ids=positions(1, 1, 1, encoding["text"].shape[1]).to(self.device),

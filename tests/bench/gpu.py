@@ -380,7 +380,7 @@ def _whole_run(bench: Bench, folder: Path) -> dict:
     config = recipe.resolve(request, base, ["a picture of TOK"], bench.device, fit)
     run.write("request.json", request.model_dump(mode="json"))
     run.write("config.json", replace(config, resolutions_px=(size_px,)).as_dict())
-    environment = replace(settings.read(), home=home).worker_environment()
+    environment = replace(settings.read(), home=home, threads=torch.get_num_threads()).worker_environment()
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "finetune", "work", str(run.folder)], cwd=ROOT, env=environment, capture_output=True
@@ -493,7 +493,8 @@ def main() -> None:
     asked = parser.parse_args()
     if not asked.tiny and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --tiny runs on the processor")
-    torch.set_num_threads(settings.read().threads)
+    # Toys need no second thread, and where other programs use the cores, waiting for one takes seconds.
+    torch.set_num_threads(1 if asked.tiny else settings.read().threads)
     device = "cpu" if asked.tiny else "cuda:0"
     bench = Bench(device, asked.tiny, asked.out, 2 if asked.tiny else asked.steps)
     bench.tell("about", **dict(_about(bench)))
