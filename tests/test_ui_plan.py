@@ -49,6 +49,14 @@ def test_run_that_fits_is_told_with_memory_time_and_disk(queue):
     assert all(rung["cost"] for rung in told["rungs"][1:])
 
 
+def test_who_has_a_gpu_is_told_of_a_real_base(queue):
+    """Beside the demo base stands what such a machine can do better."""
+    measured(queue, GPU)
+
+    assert "FLUX.2 klein base 4B" in plan.panel(queue, ASKED)["verdict"]
+    assert "has a GPU" not in plan.panel(queue, {**ASKED, "base_model": "flux1-dev"})["verdict"]
+
+
 def test_run_that_does_not_fit_says_what_would(queue):
     """A full finetune of FLUX.1 on 8 GB is refused in words that name what fits."""
     small = Machine("cuda:0", "A card", 8 * GIB, 7 * GIB, 16 * GIB, teraflops=30.0, cores=8, can_pack=False)

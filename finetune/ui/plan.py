@@ -6,7 +6,7 @@ process of its own when the service started; a worker measures anew before it tr
 
 from typing import Any
 
-from finetune import bases, dataset, machine, plan, recipe, runs, weights
+from finetune import bases, dataset, machine, plan, recipe, registry, runs, weights
 from finetune.errors import ConfigError, FinetuneError
 from finetune.families import BaseModel
 from finetune.machine import Machine
@@ -71,6 +71,9 @@ def _verdict(made: Plan, base: BaseModel, found: Machine) -> str:
     ]
     if made.chosen.cost:
         parts.append(f"{made.chosen.cost[0].upper()}{made.chosen.cost[1:]}.")
+    if found.is_gpu and base.resolution_px <= recipe.SMALL_PX:
+        suggested = next(other for other in registry.base_models().values() if other.download_gib)
+        parts.append(f"This machine has a GPU: {suggested.title} draws real pictures.")
     if made.is_text_split:
         parts.append("The text encoder is larger than the free memory, so captions take longer to encode.")
     return " ".join(parts)
