@@ -82,7 +82,7 @@ class Parts:
             return file.get_tensor(name)
 
     def draw_through(
-        self, pipeline_class: Any, lora: Path, seed: int, size: tuple[int, int], **encoded: "Tensor"
+        self, pipeline_class: Any, lora: Path | None, seed: int, size: tuple[int, int], **encoded: "Tensor"
     ) -> "Image":
         """Draw one picture through a pipeline of diffusers around the parts in memory, with a LoRA file loaded into it.
 
@@ -109,11 +109,15 @@ class Parts:
         return replace(self.base, source=str(folder))
 
     @contextmanager
-    def with_file(self, pipeline: Any, lora: Path) -> Iterator[None]:
+    def with_file(self, pipeline: Any, lora: Path | None) -> Iterator[None]:
         """Let a diffusers pipeline around the parts in memory draw with a LoRA file, and put back what was there.
 
-        Raises: ModelError when diffusers does not take the file, or not all of it.
+        Without a file it draws with what is there. Raises: ModelError when diffusers does not take the file, or not all
+        of it.
         """
+        if lora is None:
+            yield
+            return
         transformer = self.transformer
         with _adapters_kept(transformer), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")
@@ -128,6 +132,9 @@ class Parts:
             if not taken or taken != offered:
                 raise ModelError(f"“{lora.name}” has {len(offered)} layers, of which diffusers takes {len(taken)}.")
             transformer.set_adapter(FROM_FILE)
+            for layer in taken:  # computed as the trained LoRA is, so that only what the file holds can differ
+                for weight in (_file_weight(layer), _file_weight(layer).replace(".lora_A.", ".lora_B.")):
+                    transformer.get_parameter(weight).data = transformer.get_parameter(weight).data.float()
             yield
 
     def fingerprint(self, kind: str) -> str:

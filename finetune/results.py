@@ -24,7 +24,7 @@ from finetune.runs import Run
 LARGEST_DIFFERENCE = 2
 """Between a sample of the trainer and the same one drawn through the file, in float32. Units: steps of 255."""
 LARGEST_MEAN_DIFFERENCE = 3.0
-"""The same in 16 bits, where rounding errors grow over many steps: the mean over all colours instead."""
+"""Between the LoRA in memory and the file, both through diffusers' pipeline, in 16 bits: the mean over all colours."""
 TITLES = {
     "-comfyui.safetensors": "LoRA for ComfyUI",
     ".safetensors": "LoRA",
@@ -88,13 +88,10 @@ class Handover:
         Raises: ModelError if a file is broken, or draws something else than the trainer.
         """
         proof = formats.compare(files, self.base, self.model.transformer)
-        side, encoded = self.config.sample_px, self.encoded
-        redrawn = self.model.draw_with_file(
-            files.diffusers, encoded.prompts[0], encoded.empty, self.config.seed, (side, side)
-        )
-        with Image.open(self.run.samples / f"step{self.step:06d}-0.png") as drawn:
-            largest, mean = preview.differences(drawn.convert("RGB"), redrawn)
-        is_exact = self.config.device == "cpu"
+        redrawn, is_exact = self._redrawn(files.diffusers), parts.precision(self.config.device).itemsize == 4
+        with Image.open(self.run.samples / f"step{self.step:06d}-0.png") as sample:
+            drawn = sample.convert("RGB") if is_exact else self._redrawn(None)
+        largest, mean = preview.differences(drawn, redrawn)
         if (largest > LARGEST_DIFFERENCE) if is_exact else (mean > LARGEST_MEAN_DIFFERENCE):
             raise ModelError(
                 f"The saved LoRA draws another picture than the trainer did (they differ by {largest} of 255, by "
@@ -102,8 +99,18 @@ class Handover:
                 "Please report this run: the file in its results folder is not to be trusted.",
             )
         seen = f"at most {largest} of 255" if is_exact else f"{mean:.1f} of 255 on average"
-        same = f"Loaded into diffusers’ own pipeline, the file draws the trainer’s sample again (difference {seen})."
+        what = "the trainer’s sample again" if is_exact else "what the LoRA in memory draws there"
+        same = f"Loaded into diffusers’ own pipeline, the file draws {what} (difference {seen})."
         return Verified(proof, same, float(largest if is_exact else mean))
+
+    def _redrawn(self, lora: Path | None) -> Image.Image:
+        """The first sample through diffusers' pipeline, with a file or with the LoRA in memory.
+
+        In 16 bits, a pipeline of another order of operations draws a picture that differs by more than a wrong file
+        would: so both sides are drawn by the same one there.
+        """
+        side, encoded = self.config.sample_px, self.encoded
+        return self.model.draw_with_file(lora, encoded.prompts[0], encoded.empty, self.config.seed, (side, side))
 
     def complete(self, files: Files, verified: Verified, report: Fidelity | None) -> list[dict[str, Any]]:
         """Write what belongs to the LoRA, and list all files for the page."""

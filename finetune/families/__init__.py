@@ -132,10 +132,10 @@ class Model(Protocol):
         """Free "text", "vae" or "transformer"."""
 
     def draw_with_file(
-        self, lora: Path, encoding: Encoding, empty: Encoding, seed: int, size: tuple[int, int]
+        self, lora: Path | None, encoding: Encoding, empty: Encoding, seed: int, size: tuple[int, int]
     ) -> "Image":
         """Draw one picture through the public diffusers pipeline, around the parts in memory, with a LoRA file loaded
-        into it in place of whatever LoRA the transformer has.
+        into it in place of whatever LoRA the transformer has; without a file, with that LoRA.
 
         Units: size is (width, height) in pixels. Raises: ModelError when a layer of the file finds no place.
         """

@@ -180,7 +180,7 @@ class Flux1Model(Parts):
         return flow_times(scheduler, steps, calculate_shift(latent_size[0] * latent_size[1], **told))
 
     def draw_with_file(
-        self, lora: Path, encoding: Encoding, empty: Encoding, seed: int, size: tuple[int, int]
+        self, lora: Path | None, encoding: Encoding, empty: Encoding, seed: int, size: tuple[int, int]
     ) -> "Image":
         """Draw one picture through diffusers' pipeline around the parts in memory, with a LoRA file loaded into it.
 

@@ -88,7 +88,7 @@ class Flux2DevModel(network.Flux2Model):
         return self.unread(self._tokens, prompt, self._in_template)
 
     def draw_with_file(
-        self, lora: Path, encoding: Encoding, empty: Encoding, seed: int, size: tuple[int, int]
+        self, lora: Path | None, encoding: Encoding, empty: Encoding, seed: int, size: tuple[int, int]
     ) -> "Image":
         """Draw one picture through diffusers' pipeline around the parts in memory, with a LoRA file loaded into it.
 

@@ -174,7 +174,7 @@ class Flux3Model(network.WhitenedLatents):
         return flow_times(self.part("scheduler"), steps)
 
     def draw_with_file(
-        self, lora: Path, encoding: Encoding, empty: Encoding, seed: int, size: tuple[int, int]
+        self, lora: Path | None, encoding: Encoding, empty: Encoding, seed: int, size: tuple[int, int]
     ) -> "Image":
         """Draw one picture through diffusers' pipeline around the parts in memory, with a LoRA file loaded into it.
 
