@@ -34,14 +34,6 @@ def push_run(run: Run, repo: str, token: str | None = None, is_private: bool = T
     return _push(of_run(run), repo, token, is_private)
 
 
-def push(folder: Path, repo: str, token: str | None = None, is_private: bool = True) -> str:
-    """Publish a folder's model card, LoRA files and, in `samples`, pictures; returns the address on the Hub.
-
-    Raises: FinetuneError, AccessError, ConfigError.
-    """
-    return _push(_published(folder, sorted((folder / SAMPLES).glob("*"))), repo, token, is_private)
-
-
 def of_run(run: Run) -> dict[str, Path]:
     """The files of a run that are published, by their place in the repository: its results and its last samples."""
     steps = {path: int(found[1]) for path in run.samples.glob("*.png") if (found := re.match(r"step(\d+)-", path.name))}

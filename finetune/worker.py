@@ -7,7 +7,6 @@ trainer drew.
 
 import os
 import shutil
-import sys
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -121,7 +120,10 @@ def _train(run: Run) -> None:
         _tell_comparison(job, outcome.step)
     listed = made.complete(files, verified, report)
 
-    spent = {"seconds": round(time.monotonic() - started, 1), "peak_memory_mib": _peak_memory_mib(job.config.device)}
+    spent = {
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_memory_mib": footprint.peak(job.config.device) // 2**20,
+    }
     summary = {**learned, "largest_difference": verified.difference, **spent}
     ending = "ready" if outcome.is_complete else "stopped"
     run.tell(ending, step=outcome.step, files=listed, checks=verified.checks, summary=summary)
@@ -219,7 +221,8 @@ def _learn(job: _Job) -> tuple[lora.Trainee, trainer.Outcome]:
     )
     footprint.apply(model.transformer, fit)
     run.tell("stage", name="probe", title="Trying one step on the largest pictures")
-    trainer.probe(model, trainee, job.encoded, config)
+    taken = trainer.probe(model, trainee, job.encoded, config)
+    run.tell("log", message=f"One step on the largest pictures took {plan.gib(taken)}.")
 
     run.tell("stage", name="train", title="Training")
     looking = partial(_look, job, Best(run.checkpoints), trainee)
@@ -332,19 +335,3 @@ def _use_machine() -> str:
     device = machine.best_device(chosen)
     machine.keep_within(chosen, device)
     return device
-
-
-def _peak_memory_mib(device: str) -> int:
-    """The most memory that this run has used: of the GPU, or of this process."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_reserved(device) // 2**20
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset // 2**20
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // 2**20 if sys.platform == "darwin" else peak // 2**10
