@@ -62,3 +62,27 @@ class OutOfMemoryError(TrainingError):
 
 class DivergedError(TrainingError):
     """The loss is no longer a number."""
+
+
+class MissingError(FinetuneError):
+    """What was asked for is not there, or belongs to somebody else: who asks cannot tell which."""
+
+
+class DeniedError(FinetuneError):
+    """Who asks has to sign in first, or may not do this."""
+
+
+class BusyError(FinetuneError):
+    """The queue is full, or who asks has enough in it; after `retry_after_seconds` it is worth asking again."""
+
+    def __init__(self, message: str, hint: str = "", retry_after_seconds: int = 60) -> None:
+        super().__init__(message, hint)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TooLargeError(FinetuneError):
+    """What was sent is larger than this service takes."""
+
+
+class StorageError(FinetuneError):
+    """The disk has no room left for it."""

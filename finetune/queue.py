@@ -20,7 +20,7 @@ from finetune import bases, runs
 from finetune.errors import ExecutorError, FinetuneError
 from finetune.executors import Executor
 from finetune.inputs import Mode, Request
-from finetune.runs import Run, State
+from finetune.runs import LOCAL, Run, State
 from finetune.settings import Settings
 
 SECONDS_BETWEEN_TICKS = 1.0
@@ -89,6 +89,10 @@ class Queue:
         """Runs that wait for a worker, the one that waits longest first."""
         queued = [run for run in runs.all_in(self.settings.runs) if self.state(run) is State.QUEUED]
         return sorted(queued, key=lambda run: self._history(run).time_of_last("queued"))
+
+    def create(self, owner: str = LOCAL) -> Run:
+        """Make a draft for somebody."""
+        return runs.create(self.settings.runs, owner)
 
     def submit(self, run: Run, request: Request) -> None:
         """Put a draft into the queue. Raises: FinetuneError when it has no pictures or is no draft any more."""

@@ -16,8 +16,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import FinetuneError
+from finetune.errors import MissingError
 from finetune.inputs import Request
+
+LOCAL = "local"
+"""Who owns what is made where nobody has to say who they are."""
 
 
 class State(StrEnum):
@@ -57,6 +60,11 @@ class Run:
     def id(self) -> str:
         """The run's name in addresses: a lower-case UUID4."""
         return self.folder.name
+
+    @property
+    def owner(self) -> str:
+        """Who made it."""
+        return self.read("run.json").get("owner", LOCAL)
 
     @property
     def images(self) -> Path:
@@ -159,22 +167,22 @@ def state_after(events: list[dict[str, Any]]) -> State:
     return next((_STATE_AFTER[e["kind"]] for e in reversed(events) if e["kind"] in _STATE_AFTER), State.DRAFT)
 
 
-def create(runs_folder: Path) -> Run:
+def create(runs_folder: Path, owner: str = LOCAL) -> Run:
     """Make the folder of a new run, a draft."""
     run = Run(runs_folder / str(uuid.uuid4()))
     run.folder.mkdir(parents=True)
-    run.write("run.json", {"created": datetime.now(UTC).isoformat()})
+    run.write("run.json", {"created": datetime.now(UTC).isoformat(), "owner": owner})
     return run
 
 
 def find(runs_folder: Path, id: str) -> Run:
-    """The run of that id. Raises: FinetuneError when there is none."""
+    """The run of that id. Raises: MissingError when there is none."""
     try:
         run = Run(runs_folder / str(uuid.UUID(id)))
     except (ValueError, AttributeError, TypeError):
         run = None
     if run is None or not (run.folder / "run.json").exists():
-        raise FinetuneError("There is no such run.", "It may have been deleted: look under Runs.")
+        raise MissingError("There is no such run.", "It may have been deleted: look under Runs.")
     return run
 
 
@@ -196,7 +204,7 @@ def discard(run: Run) -> None:
 
 
 def restore(id: str, trash: Path, runs_folder: Path) -> Run:
-    """Bring a deleted run back. Raises: FinetuneError when it is gone for good."""
+    """Bring a deleted run back. Raises: MissingError when it is gone for good."""
     run = find(trash, id)
     shutil.move(run.folder, runs_folder / run.id)
     return Run(runs_folder / run.id)

@@ -27,7 +27,31 @@ class Settings:
     memory_bytes: int | None = None
     """The most memory of the device that a run may use, on a machine that is shared."""
     upload_mib: int = 2048
+    request_mib: int = 200
+    """The largest body of a request to the REST service."""
+    disk_reserve_gib: int = 2
+    """What must stay free on the disk: nothing is taken in that would go below it."""
+    waiting: int = 100
+    """The most runs that may wait or be at work, of all owners."""
+    waiting_each: int = 10
+    """The same, of one owner."""
+    images_waiting: int = 200
+    """The most images that may wait, of all owners."""
+    images_waiting_each: int = 50
+    """The same, of one owner."""
+    idle_minutes: int = 5
+    """How long a model stays loaded after the last image was drawn."""
     on_space: bool = False
+    has_hub_login: bool = False
+    """Whether this is a Space that lets visitors sign in with their Hugging Face account."""
+    public_url: str = ""
+    """Where the service is reached from outside, if that is known."""
+    admins: tuple[str, ...] = ()
+    """Who owns the machine and sees all runs; where nobody is named, the first of `auth`."""
+    without_password: bool = False
+    """Whether the owner has asked for a public link without a password."""
+    webhooks_say_success: bool = False
+    """Whether webhooks say SUCCESS and FAILED instead of Ready and Error."""
     allow_private_webhooks: bool = False
     demo_base: Path = DEMO_BASE
     """The demo base and, in its folder `captioner`, the demo captioner."""
@@ -38,6 +62,16 @@ class Settings:
     def runs(self) -> Path:
         """One folder per run."""
         return self.home / "runs"
+
+    @property
+    def images(self) -> Path:
+        """One folder per image that was ordered from a finetune."""
+        return self.home / "images"
+
+    @property
+    def index(self) -> Path:
+        """What the service keeps beyond the folders: keys, and deliveries of webhooks."""
+        return self.home / "index.db"
 
     @property
     def trash(self) -> Path:
@@ -82,7 +116,19 @@ def read() -> Settings:
         threads=_number("FINETUNE_THREADS") or _free_cores(),
         memory_bytes=_gib("FINETUNE_MEMORY_GIB"),
         upload_mib=_number("FINETUNE_UPLOAD_MIB") or Settings.upload_mib,
+        request_mib=_number("FINETUNE_REQUEST_MIB") or Settings.request_mib,
+        disk_reserve_gib=_number("FINETUNE_DISK_RESERVE_GIB") or Settings.disk_reserve_gib,
+        waiting=_number("FINETUNE_WAITING") or Settings.waiting,
+        waiting_each=_number("FINETUNE_WAITING_EACH") or Settings.waiting_each,
+        images_waiting=_number("FINETUNE_IMAGES_WAITING") or Settings.images_waiting,
+        images_waiting_each=_number("FINETUNE_IMAGES_WAITING_EACH") or Settings.images_waiting_each,
+        idle_minutes=_number("FINETUNE_IDLE_MINUTES") or Settings.idle_minutes,
         on_space=bool(environment.get("SPACE_ID")),
+        has_hub_login=bool(environment.get("SPACE_ID") and environment.get("OAUTH_CLIENT_ID")),
+        public_url=_public_url(),
+        admins=_admins(),
+        without_password=_is_on("FINETUNE_WITHOUT_PASSWORD"),
+        webhooks_say_success=_is_on("FINETUNE_WEBHOOKS_SAY_SUCCESS"),
         allow_private_webhooks=_is_on("FINETUNE_PRIVATE_WEBHOOKS"),
         demo_base=Path(environment.get("FINETUNE_DEMO_BASE") or DEMO_BASE).expanduser().resolve(),
         base_folders=_folders(environment.get("FINETUNE_BASES") or str(home / "bases")),
@@ -92,6 +138,21 @@ def read() -> Settings:
 def _folders(text: str) -> tuple[Path, ...]:
     """Folders as PATH has them: between colons, or semicolons on Windows."""
     return tuple(Path(folder).expanduser().absolute() for folder in text.split(os.pathsep) if folder.strip())
+
+
+def _public_url() -> str:
+    """Where the service is reached from outside: as the owner says, or as a Space does."""
+    space = os.environ.get("SPACE_HOST", "").split(",")[0].strip()
+    url = os.environ.get("FINETUNE_PUBLIC_URL", "").strip() or (f"https://{space}" if space else "")
+    if url and not url.startswith(("http://", "https://")):
+        raise ConfigError(f"FINETUNE_PUBLIC_URL is “{url}”.", "It must begin with http:// or https://.", "public_url")
+    return url.rstrip("/")
+
+
+def _admins() -> tuple[str, ...]:
+    """Names of the machine's owners; on a Space, at least its author."""
+    names = [*os.environ.get("FINETUNE_ADMINS", "").split(","), os.environ.get("SPACE_AUTHOR_NAME", "")]
+    return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
 def _is_on(name: str) -> bool:

@@ -159,5 +159,15 @@ def captioner(folder: Path, says: str = "a dot of red") -> None:
     tokenizer.save_pretrained(folder)
 
 
+def page_request(cookies: str = "", query: str = "", **headers: str) -> Any:
+    """A request as a page's browser sends it."""
+    from starlette.requests import Request
+
+    lines = {"host": "127.0.0.1:7860", **({"cookie": cookies} if cookies else {}), **headers}
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in lines.items()]
+    about = {"method": "GET", "path": "/", "scheme": "http", "client": ("127.0.0.1", 5), "server": ("127.0.0.1", 7860)}
+    return Request({"type": "http", "headers": raw, "query_string": query.encode(), "root_path": "", **about})
+
+
 def ignore(*told: Any) -> None:
     """Hear what is told, and do nothing."""

@@ -9,9 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "finetune"
 STORY = """
-errors settings machine registry inputs memory plan layouts hub bases downloads weights recipe captions runs dataset
-descriptions flow adapters lora optimiser formats footprint parts toys families captioners encodings checkpoints preview
-fidelity extraction publish results trainer worker executors queue webhooks api ui __main__
+errors settings machine registry inputs memory plan layouts hub bases downloads weights recipe captions runs index
+owners images dataset descriptions flow adapters lora optimiser formats footprint parts toys families captioners
+encodings checkpoints preview fidelity extraction publish results trainer worker studio executors queue webhooks api
+ui __main__
 """
 ORDER = STORY.split()
 # A protocol says what an extension looks like, and is known to those that find and use extensions.
@@ -86,7 +87,8 @@ def test_every_file_has_its_place():
 @pytest.mark.parametrize(
     "program",
     [
-        "from finetune import api, settings; api.router(settings.read())",
+        "from finetune import api, registry, settings; from finetune.queue import Queue;"
+        "api.router(Queue(settings.read(), registry.executors()['local']))",
         "from finetune import registry; registry.families(), registry.captioners(), registry.executors()",
         "import finetune.__main__ as m; m._parser()",
         "from finetune import registry, settings; from finetune.queue import Queue; from finetune.ui import build;"

@@ -7,6 +7,7 @@ import gradio as gr
 from finetune.queue import Queue
 from finetune.settings import Settings
 from finetune.ui import handlers, library, new, run
+from finetune.ui.handlers import Visit
 
 
 def build(settings: Settings, queue: Queue) -> gr.Blocks:
@@ -34,11 +35,10 @@ def build(settings: Settings, queue: Queue) -> gr.Blocks:
     return blocks
 
 
-def open_address(queue: Queue, request: gr.Request) -> tuple[Any, Any, Any]:
+def open_address(visit: Visit) -> tuple[Any, Any, Any]:
     """Open what the address names: a run, or a draft; returns the tab, the run's id and the panel's value."""
-    asked = request.query_params
-    if id := asked.get("run"):
+    if id := visit.address.get("run"):
         return gr.Tabs(selected="run"), id, gr.skip()
-    if id := asked.get("draft"):
-        return gr.skip(), gr.skip(), new.reopen(queue, id)
+    if id := visit.address.get("draft"):
+        return gr.skip(), gr.skip(), new.reopen(visit, id)
     return gr.skip(), gr.skip(), gr.skip()

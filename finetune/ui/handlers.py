@@ -1,23 +1,60 @@
-"""What stands between a handler and the page: it gets the queue, and its errors become plain words.
+"""What stands between a handler and the page: it gets the visit, and its errors become plain words.
 
-The one place of the interface that catches everything: a visitor never sees a traceback, the log always does.
+Every handler is a public endpoint, whatever the page shows: so none is called before it is known who asks, and a
+handler reaches runs only through the visit. The one place of the interface that catches everything: a visitor never
+sees a traceback, the log always does.
 """
 
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
 import gradio as gr
 
-from finetune.errors import FinetuneError
+from finetune import owners
+from finetune.api import callers
+from finetune.errors import DeniedError, FinetuneError
+from finetune.owners import Caller
 from finetune.queue import Queue
+from finetune.runs import Run
+from finetune.settings import Settings
 
 UNEXPECTED = FinetuneError(
     "Something unexpected went wrong.", "Try again. If it happens again, the service’s log has the details."
 )
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One request of the page: what it may use, and who asks. Without a caller, runs can only be watched by link."""
+
+    queue: Queue
+    caller: Caller | None
+    address: Mapping[str, str] = field(default_factory=dict)
+    """What the page's own address says after the question mark."""
+
+    @property
+    def settings(self) -> Settings:
+        """This machine."""
+        return self.queue.settings
+
+    def run(self, asked: Any) -> Run:
+        """A run of the caller's, by the id that a page sent. Raises: MissingError, DeniedError."""
+        return owners.find(self.settings, str(asked or ""), self.somebody())
+
+    def deleted(self, asked: Any) -> Run:
+        """A deleted run of the caller's. Raises: MissingError, DeniedError."""
+        return owners.find_deleted(self.settings, str(asked or ""), self.somebody())
+
+    def somebody(self) -> Caller:
+        """Who asks. Raises: DeniedError when that is nobody known."""
+        if self.caller is None:
+            raise DeniedError("Please sign in first.", "Load the page again to get there.")
+        return self.caller
 
 
 def event(handler: Callable[..., Any], queue: Queue) -> Callable[..., Any]:
@@ -38,9 +75,12 @@ def server(handler: Callable[..., Any], queue: Queue, name: str) -> Callable[...
 
 def _bound(handler: Callable[..., Any], queue: Queue, tell: Callable[[FinetuneError], Any]) -> Callable[..., Any]:
     @wraps(handler)
-    def bound(*values: Any, **named: Any) -> Any:
+    def bound(request: gr.Request, *values: Any, **named: Any) -> Any:
         try:
-            return handler(queue, *values, **named)
+            # Events get Gradio's own request, server functions the one inside it.
+            asking = getattr(request, "request", None) or request
+            visit = Visit(queue, callers.of_page(queue.settings, asking), dict(asking.query_params))
+            return handler(visit, *values, **named)
         except FinetuneError as error:
             return tell(error)
         except gr.Error:
@@ -49,8 +89,10 @@ def _bound(handler: Callable[..., Any], queue: Queue, tell: Callable[[FinetuneEr
             traceback.print_exc(file=sys.stderr)
             return tell(UNEXPECTED)
 
-    # Gradio counts a handler's parameters: it must not see the queue among them.
+    # Gradio counts a handler's parameters and fills in the request: it stands where the handler has the visit.
     signature = inspect.signature(handler)
-    bound.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+    first = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=gr.Request)
+    bound.__signature__ = signature.replace(parameters=[first, *list(signature.parameters.values())[1:]])
+    bound.__annotations__ = {**bound.__annotations__, "request": gr.Request}
     del bound.__wrapped__
     return bound

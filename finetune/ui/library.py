@@ -1,13 +1,16 @@
 """The tab Runs: all of them, to open, delete and bring back."""
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from finetune import api, bases, runs
+from finetune import bases, runs
+from finetune.api import files
 from finetune.queue import TRASH_DAYS, Queue
 from finetune.runs import Run, State
 from finetune.ui import handlers, page
+from finetune.ui.handlers import Visit
 from finetune.ui.live import WORDS
 
 
@@ -21,48 +24,52 @@ def build(queue: Queue) -> gr.HTML:
     return page.component("runs.js", functions, elem_id="runs")
 
 
-def every(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
-    """All runs but drafts, newest first, and those that were deleted."""
-    settings = queue.settings
-    shown = [run for run in runs.all_in(settings.runs) if queue.state(run) is not State.DRAFT]
-    gone = [run for run in runs.all_in(settings.trash) if queue.state(run) is not State.DRAFT]
+def every(visit: Visit, asked: dict[str, Any]) -> dict[str, Any]:
+    """All runs of the caller's but drafts, newest first, and those that were deleted."""
+    settings = visit.settings
     return {
-        "runs": [{**_about(queue, run), "picture": _picture(queue, run)} for run in shown],
-        "deleted": [_about(queue, run) for run in gone],
+        "runs": [{**_about(visit, run), "picture": _picture(visit, run)} for run in _seen(visit, settings.runs)],
+        "deleted": [_about(visit, run) for run in _seen(visit, settings.trash)],
         "days": round(TRASH_DAYS),
     }
 
 
-def remove(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
+def remove(visit: Visit, asked: dict[str, Any]) -> dict[str, Any]:
     """Delete a run; `restore` brings it back."""
-    queue.delete(runs.find(queue.settings.runs, str(asked.get("run", ""))))
+    visit.queue.delete(visit.run(asked.get("run")))
     return {"done": True}
 
 
-def restore(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
+def restore(visit: Visit, asked: dict[str, Any]) -> dict[str, Any]:
     """Bring a deleted run back."""
-    queue.restore(str(asked.get("run", "")))
+    visit.queue.restore(visit.deleted(asked.get("run")).id)
     return {"done": True}
 
 
-def open_run(queue: Queue, event: gr.EventData) -> tuple[Any, str]:
+def open_run(visit: Visit, event: gr.EventData) -> tuple[Any, str]:
     """Show the run that was chosen in the list; returns the open tab and its id."""
-    run = runs.find(queue.settings.runs, str(event.run))
+    run = visit.run(event.run)
     return gr.Tabs(selected="run"), run.id
 
 
-def _about(queue: Queue, run: Run) -> dict[str, Any]:
-    state, request = queue.state(run), run.request()
+def _seen(visit: Visit, folder: Path) -> list[Run]:
+    """Runs in a folder that are the caller's and no drafts."""
+    caller, state = visit.somebody(), visit.queue.state
+    return [run for run in runs.all_in(folder) if caller.may_use(run) and state(run) is not State.DRAFT]
+
+
+def _about(visit: Visit, run: Run) -> dict[str, Any]:
+    state, request = visit.queue.state(run), run.request()
     base = bases.title(request.base_model) if request else ""
     name = request.finetune_comment if request else "Draft"
     created = run.created().isoformat()
     return {"id": run.id, "name": name, "base": base, "state": state, "badge": WORDS[state], "created": created}
 
 
-def _picture(queue: Queue, run: Run) -> str | None:
+def _picture(visit: Visit, run: Run) -> str | None:
     """The latest sample, else the first picture of the dataset."""
     samples = sorted(path.name for path in run.samples.glob("step*-0.png")) if run.samples.exists() else []
     if samples:
-        return api.file_link(queue.settings, run, f"samples/{samples[-1]}")
+        return files.link(visit.settings, run, f"samples/{samples[-1]}")
     first = "thumbnails/0001.webp"
-    return api.file_link(queue.settings, run, first) if (run.folder / first).exists() else None
+    return files.link(visit.settings, run, first) if (run.folder / first).exists() else None

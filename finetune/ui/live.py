@@ -5,10 +5,11 @@ Separate from the tab, because it is pure: events go in, words and numbers come 
 
 from typing import Any
 
-from finetune import api, bases, registry, runs
+from finetune import bases, owners, registry
+from finetune.api import files
 from finetune.errors import ConfigError
-from finetune.queue import Queue
 from finetune.runs import Run, State
+from finetune.ui.handlers import Visit
 
 MOST_POINTS = 800
 MOST_LOG_LINES = 200
@@ -32,28 +33,28 @@ FIGURES = {
 }
 
 
-def news(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
+def news(visit: Visit, asked: dict[str, Any]) -> dict[str, Any]:
     """What is new about a run since a cursor (`{"run": id, "since": bytes}`). Raises: FinetuneError for no such run."""
-    run = runs.find(queue.settings.runs, str(asked.get("run", "")))
+    run = owners.find_to_watch(visit.settings, str(asked.get("run") or ""), visit.caller, str(asked.get("watch") or ""))
     since = asked.get("since")
     since = since if isinstance(since, int) and since > 0 else 0
     events, cursor = run.events(since)
-    state = queue.state(run)
+    state = visit.queue.state(run)
     told = {
         "run": run.id,
         "cursor": cursor,
         "state": state,
         "badge": WORDS[state],
-        "notice": _notice(queue, run, state),
+        "notice": _notice(visit, run, state),
     }
     told |= _progress(events)
-    told |= {"points": points(events), "samples": _samples(queue, run, events), "log": _log(events)}
+    told |= {"points": points(events), "samples": _samples(visit, run, events), "log": _log(events)}
     if since == 0:
         told |= _about(run)
     if state in (State.READY, State.STOPPED):
-        told["result"] = _result(queue, run)
+        told["result"] = _result(visit, run)
     if state is State.FAILED:
-        told["failure"] = _last(queue, run, "failed")
+        told["failure"] = _last(visit, run, "failed")
     return told
 
 
@@ -96,7 +97,7 @@ def _about(run: Run) -> dict[str, Any]:
     return {"name": request.finetune_comment, "facts": facts}
 
 
-def _notice(queue: Queue, run: Run, state: State) -> str:
+def _notice(visit: Visit, run: Run, state: State) -> str:
     """What to say while there is no stage."""
     if state is not State.QUEUED:
         return {
@@ -104,7 +105,7 @@ def _notice(queue: Queue, run: Run, state: State) -> str:
             State.STOPPED: "This run was stopped. It can go on from where it was.",
             State.READY: "The LoRA was saved, loaded back and checked.",
         }.get(state, "")
-    before = next((place for place, other in enumerate(queue.waiting()) if other.id == run.id), 0)
+    before = next((place for place, other in enumerate(visit.queue.waiting()) if other.id == run.id), 0)
     return "Waiting for its turn." if not before else f"Waiting for its turn; {before} before it in the queue."
 
 
@@ -123,13 +124,13 @@ def _progress(events: list[dict[str, Any]]) -> dict[str, Any]:
     return {}
 
 
-def _samples(queue: Queue, run: Run, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _samples(visit: Visit, run: Run, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "step": event["step"],
             "index": event["index"],
             "prompt": event["prompt"],
-            "url": api.file_link(queue.settings, run, f"samples/{event['file']}"),
+            "url": files.link(visit.settings, run, f"samples/{event['file']}"),
         }
         for event in events
         if event["kind"] == "sample"
@@ -174,31 +175,31 @@ def _line(event: dict[str, Any]) -> dict[str, Any] | None:
     return {"time": event["time"], "text": words, "is_warning": is_warning}
 
 
-def _last(queue: Queue, run: Run, kind: str) -> dict[str, Any]:
+def _last(visit: Visit, run: Run, kind: str) -> dict[str, Any]:
     events, _ = run.events()
     return next((event for event in reversed(events) if event["kind"] == kind), {})
 
 
-def _result(queue: Queue, run: Run) -> dict[str, Any] | None:
+def _result(visit: Visit, run: Run) -> dict[str, Any] | None:
     """What can be downloaded, with measured figures and the lines that use it; None while there is nothing."""
-    request, ending = run.request(), _last(queue, run, queue.state(run))
-    files = [file for file in ending.get("files", []) if (run.results / file["name"]).is_file()]
-    if not request or not files:
+    request, ending = run.request(), _last(visit, run, visit.queue.state(run))
+    listed = [file for file in ending.get("files", []) if (run.results / file["name"]).is_file()]
+    if not request or not listed:
         return None
     summary = ending.get("summary", {})
     figures = [[words, show(summary[name])] for name, (words, show) in FIGURES.items() if name in summary]
     return {
-        "files": [{**file, "url": api.file_link(queue.settings, run, f"results/{file['name']}")} for file in files],
+        "files": [{**file, "url": files.link(visit.settings, run, f"results/{file['name']}")} for file in listed],
         "checks": ending.get("checks", []),
-        "comparison": [_pair(queue, run, event) for event in run.events()[0] if event["kind"] == "comparison"],
+        "comparison": [_pair(visit, run, event) for event in run.events()[0] if event["kind"] == "comparison"],
         "figures": figures,
-        "usage": _usage(run, files[0]["name"]),
+        "usage": _usage(run, listed[0]["name"]),
     }
 
 
-def _pair(queue: Queue, run: Run, event: dict[str, Any]) -> dict[str, str]:
+def _pair(visit: Visit, run: Run, event: dict[str, Any]) -> dict[str, str]:
     """A picture of the full finetune and the same one of the extracted LoRA."""
-    links = {side: api.file_link(queue.settings, run, f"samples/{event[side]}") for side in ("full", "lora")}
+    links = {side: files.link(visit.settings, run, f"samples/{event[side]}") for side in ("full", "lora")}
     return {"prompt": event["prompt"], **links}
 
 

@@ -14,6 +14,7 @@ from finetune.queue import Queue
 from finetune.runs import State
 from finetune.settings import ASSETS
 from finetune.ui import form, handlers, page, pictures, plan
+from finetune.ui.handlers import Visit
 
 EXAMPLE = ASSETS / "example" / "twemoji.zip"
 EXAMPLE_FIELDS = {"finetune_comment": "twemoji", "mode": "style", "trigger_word": "TWEMO"}
@@ -70,7 +71,7 @@ def build(queue: Queue) -> NewTab:
 
 
 def receive(
-    queue: Queue,
+    visit: Visit,
     zip_path: str | None,
     name: str,
     mode: str,
@@ -82,7 +83,7 @@ def receive(
     """Make a draft of an uploaded ZIP; returns the panel's value, what is wrong with the ZIP, and the name."""
     if not zip_path:
         return None, None, name
-    run = runs.create(queue.settings.runs)
+    run = visit.queue.create(visit.somebody().name)
     try:
         dataset.unpack(Path(zip_path), run, lambda done, of: progress((done, of), desc="Checking pictures"))
     except FinetuneError as error:
@@ -92,16 +93,16 @@ def receive(
     return value, None, name or Path(zip_path).stem
 
 
-def load_example(queue: Queue, captioning: bool, base: str, progress: gr.Progress = CHECKING) -> tuple[Any, ...]:
+def load_example(visit: Visit, captioning: bool, base: str, progress: gr.Progress = CHECKING) -> tuple[Any, ...]:
     """Take the example ZIP that ships, with fields that suit it; returns file, panel, problem, and those fields."""
     asked = EXAMPLE_FIELDS
     panel, problem, _ = receive(
-        queue, str(EXAMPLE), "", asked["mode"], asked["trigger_word"], captioning, base, progress
+        visit, str(EXAMPLE), "", asked["mode"], asked["trigger_word"], captioning, base, progress
     )
     return str(EXAMPLE), panel, problem, *asked.values()
 
 
-def check(queue: Queue, pictures: Any, panel: Any, **values: Any) -> list[dict[str, Any]]:
+def check(visit: Visit, pictures: Any, panel: Any, **values: Any) -> list[dict[str, Any]]:
     """Say beside each field what is wrong with it, before anything starts."""
     problems = form.check(values)
     if not (panel or {}).get("run"):
@@ -110,20 +111,20 @@ def check(queue: Queue, pictures: Any, panel: Any, **values: Any) -> list[dict[s
     return [gr.validate(name not in problems, problems.get(name, "")) for name in names]
 
 
-def train(queue: Queue, pictures: Any, panel: dict[str, Any], **values: Any) -> tuple[Any, ...]:
+def train(visit: Visit, pictures: Any, panel: dict[str, Any], **values: Any) -> tuple[Any, ...]:
     """Put the draft into the queue; returns the open tab, the run to show, and an empty upload."""
-    run = runs.find(queue.settings.runs, str((panel or {}).get("run", "")))
-    queue.submit(run, form.read(values))
+    run = visit.run((panel or {}).get("run"))
+    visit.queue.submit(run, form.read(values))
     return gr.Tabs(selected="run"), run.id, None, None, None
 
 
-def reopen(queue: Queue, id: str) -> dict[str, Any] | None:
+def reopen(visit: Visit, id: str) -> dict[str, Any] | None:
     """The panel's value for a draft named in the address; None if it is gone or was started."""
     try:
-        run = runs.find(queue.settings.runs, id)
+        run = visit.run(id)
     except FinetuneError:
         return None
-    if queue.state(run) is not State.DRAFT or not run.read("dataset.json"):
+    if visit.queue.state(run) is not State.DRAFT or not run.read("dataset.json"):
         return None
     draft = run.read("draft.json")
     return {

@@ -5,22 +5,24 @@ Separate from the tab, because it is pure but for one thing: pictures without a 
 
 from typing import Any
 
-from finetune import api, bases, captions, dataset, runs
+from finetune import bases, captions, dataset
+from finetune.api import files
 from finetune.dataset import Dataset, Picture
 from finetune.errors import ConfigError
 from finetune.inputs import Mode, Request
 from finetune.queue import Queue
 from finetune.runs import Run, State
+from finetune.ui.handlers import Visit
 
 TRIGGER = Request.model_fields["trigger_word"].default
 
 
-def panel(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
+def panel(visit: Visit, asked: dict[str, Any]) -> dict[str, Any]:
     """The pictures of a run as `{"run", "mode", "trigger", "captioning", "base"}` would train them.
 
     Raises: FinetuneError for no such run, DatasetError for one without pictures.
     """
-    run = runs.find(queue.settings.runs, str(asked.get("run", "")))
+    run = visit.run(asked.get("run"))
     found = dataset.read(run)
     mode = Mode(asked["mode"]) if asked.get("mode") in list(Mode) else None
     captioning = bool(asked.get("captioning", True))
@@ -28,13 +30,14 @@ def panel(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
     silent = [picture for picture in found.images if not picture.caption and picture.file not in said]
     base = str(asked.get("base"))
     can_be_described = _has_captioner(base)
-    is_waiting = bool(mode and captioning and silent) and can_be_described and _is_described(queue, run, mode, base)
+    wants_words = bool(mode and captioning and silent) and can_be_described
+    is_waiting = wants_words and _is_described(visit.queue, run, mode, base)
     trigger = " ".join(str(asked.get("trigger") or "").split()) or TRIGGER
     told = []
     for picture in found.images:
         description = said.get(picture.file)
         words = captions.trained(picture.caption, description, mode or Mode.GENERAL, trigger, captioning)
-        told.append({**_shown(queue, run, picture), "caption": words, "origin": "plain"})
+        told.append({**_shown(visit, run, picture), "caption": words, "origin": "plain"})
         if picture.caption:
             told[-1]["origin"] = "zip"
         elif captioning and description:
@@ -61,9 +64,9 @@ def _is_described(queue: Queue, run: Run, mode: Mode, base_model: str) -> bool:
     return queue.is_describing(run)
 
 
-def _shown(queue: Queue, run: Run, picture: Picture) -> dict[str, Any]:
+def _shown(visit: Visit, run: Run, picture: Picture) -> dict[str, Any]:
     thumbnail = f"thumbnails/{picture.file.removesuffix('.png')}.webp"
-    url = api.file_link(queue.settings, run, thumbnail)
+    url = files.link(visit.settings, run, thumbnail)
     return {"file": picture.file, "source": picture.source, "url": url, "notes": list(picture.notes)}
 
 

@@ -6,13 +6,13 @@ process of its own when the service started; a worker measures anew before it tr
 
 from typing import Any
 
-from finetune import bases, dataset, machine, plan, recipe, registry, runs, weights
+from finetune import bases, dataset, machine, plan, recipe, registry, weights
 from finetune.errors import ConfigError, FinetuneError
 from finetune.families import BaseModel
 from finetune.machine import Machine
 from finetune.plan import Plan, Rung
-from finetune.queue import Queue
 from finetune.ui import form
+from finetune.ui.handlers import Visit
 from finetune.ui.live import duration
 
 USUAL_PICTURES = 20
@@ -20,7 +20,7 @@ FIELDS = ("base_model", "finetune_type", "priority", "lora_rank", "iterations")
 NOTHING = {"base": None, "verdict": "", "rungs": []}
 
 
-def panel(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
+def panel(visit: Visit, asked: dict[str, Any]) -> dict[str, Any]:
     """What is known of a run with these values of the form, and of the pictures of the draft `run` if it is given."""
     try:
         base = bases.check(str(asked.get("base_model") or ""))
@@ -29,11 +29,11 @@ def panel(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
         return NOTHING
     if base is None:
         return {**NOTHING, "verdict": "The worker will look this model up on the Hub, and say then how the run fits."}
-    found = machine.read(queue.settings.home)
+    found = machine.read(visit.settings.home)
     about = {"base": _about(base)}
     if found is None:
         return {**about, "verdict": "Measuring this machine …", "rungs": [], "is_measuring": True}
-    made = recipe.plan_for(request, base, _pictures(queue, str(asked.get("run") or "")), found)
+    made = recipe.plan_for(request, base, _pictures(visit, asked.get("run")), found)
     return {
         **about,
         "verdict": _verdict(made, base, found) if made.chosen else "",
@@ -42,9 +42,9 @@ def panel(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pictures(queue: Queue, id: str) -> int:
+def _pictures(visit: Visit, id: Any) -> int:
     try:
-        return len(dataset.read(runs.find(queue.settings.runs, id)).images)
+        return len(dataset.read(visit.run(id)).images)
     except FinetuneError:  # there are none yet
         return USUAL_PICTURES
 

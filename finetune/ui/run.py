@@ -4,10 +4,11 @@ from typing import Any
 
 import gradio as gr
 
-from finetune import publish, runs
+from finetune import publish
 from finetune.errors import FinetuneError
 from finetune.queue import Queue
 from finetune.ui import handlers, live, page
+from finetune.ui.handlers import Visit
 
 
 def build(queue: Queue) -> gr.HTML:
@@ -21,21 +22,21 @@ def build(queue: Queue) -> gr.HTML:
     return page.component("live.js", functions, elem_id="live")
 
 
-def stop(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
+def stop(visit: Visit, asked: dict[str, Any]) -> dict[str, Any]:
     """Stop the run that the page shows."""
-    queue.stop(runs.find(queue.settings.runs, str(asked.get("run", ""))))
+    visit.queue.stop(visit.run(asked.get("run")))
     return {}
 
 
-def resume(queue: Queue, asked: dict[str, Any]) -> dict[str, Any]:
+def resume(visit: Visit, asked: dict[str, Any]) -> dict[str, Any]:
     """Let the run that the page shows go on."""
-    queue.resume(runs.find(queue.settings.runs, str(asked.get("run", ""))))
+    visit.queue.resume(visit.run(asked.get("run")))
     return {}
 
 
-def push(queue: Queue, asked: dict[str, Any]) -> dict[str, str]:
+def push(visit: Visit, asked: dict[str, Any]) -> dict[str, str]:
     """Push the LoRA of the run that the page shows to the Hub, with the visitor's own token: never the machine's."""
-    run = runs.find(queue.settings.runs, str(asked.get("run", "")))
+    run = visit.run(asked.get("run"))
     if not (token := str(asked.get("token") or "").strip()):
         raise FinetuneError(
             "A token is needed.", "Make one with write right at https://huggingface.co/settings/tokens."

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from finetune import api, registry, webhooks
 from finetune import settings as machine
+from finetune.api import callers
 from finetune.errors import FinetuneError
 from finetune.queue import Queue
 from finetune.settings import Settings
@@ -70,7 +71,7 @@ def launch(settings: Settings, queue: Queue) -> None:
         server_name=settings.host,
         server_port=settings.port,
         share=settings.share,
-        auth=list(settings.auth) or None,
+        auth_dependency=lambda request: getattr(callers.of_page(settings, request), "name", None),
         root_path=settings.root_path or None,
         max_file_size=settings.upload_mib * 2**20,
         theme=page.THEME,
@@ -83,7 +84,7 @@ def launch(settings: Settings, queue: Queue) -> None:
         enable_monitoring=False,
         prevent_thread_lock=True,
         quiet=True,
-        app_kwargs={"routes": list(api.router(settings).routes), "lifespan": _lifespan(queue), "title": "Finetune"},
+        app_kwargs={"routes": list(api.router(queue).routes), "lifespan": _lifespan(queue), "title": "Finetune"},
     )
     print(f"Finetune is at {blocks.local_url}", *([f"and at {blocks.share_url}"] if blocks.share_url else []))
     print(f"Runs are kept in {settings.home}", flush=True)

@@ -1,10 +1,13 @@
 """The routes: a sign of life, and files by signed links."""
 
+import pretend
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from finetune import api, runs
+from finetune.api import files
+from finetune.queue import Queue
 from finetune.settings import Settings
 
 
@@ -16,8 +19,10 @@ def settings(tmp_path):
 @pytest.fixture
 def client(settings):
     app = FastAPI()
-    app.include_router(api.router(settings))
-    return TestClient(app)
+    queue = Queue(settings, pretend.StillExecutor())
+    app.include_router(api.router(queue))
+    yield TestClient(app)
+    queue.close()
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def test_health_says_ok(client):
 
 def test_signed_link_gives_the_picture(client, settings, run):
     """A sample is shown in the page, and a browser does not guess what it is."""
-    answer = client.get(api.file_link(settings, run, "samples/step000000-0.png"))
+    answer = client.get(files.link(settings, run, "samples/step000000-0.png"))
 
     assert answer.content == b"bytes of samples/step000000-0.png"
     assert answer.headers["content-type"] == "image/png"
@@ -47,7 +52,7 @@ def test_signed_link_gives_the_picture(client, settings, run):
 
 def test_result_is_downloaded_under_its_name(client, settings, run):
     """A LoRA comes as a download, whatever letters its name has."""
-    answer = client.get(api.file_link(settings, run, "results/my lora ü.safetensors"))
+    answer = client.get(files.link(settings, run, "results/my lora ü.safetensors"))
 
     assert answer.status_code == 200
     assert answer.headers["content-disposition"].startswith("attachment")
@@ -56,28 +61,28 @@ def test_result_is_downloaded_under_its_name(client, settings, run):
 
 def test_link_stays_the_same_for_a_while(settings, run):
     """Two links to one file are equal, so that the browser keeps the picture."""
-    assert api.file_link(settings, run, "samples/a.png") == api.file_link(settings, run, "samples/a.png")
+    assert files.link(settings, run, "samples/a.png") == files.link(settings, run, "samples/a.png")
 
 
 def test_link_for_another_file_is_refused(client, settings, run):
     """A signature is good for one file only."""
-    link = api.file_link(settings, run, "samples/step000000-0.png")
+    link = files.link(settings, run, "samples/step000000-0.png")
 
     assert client.get(link.replace("step000000-0.png", "step000001-0.png")).status_code == 403
 
 
 def test_link_that_was_made_longer_is_refused(client, settings, run):
     """The expiry is signed too."""
-    link = api.file_link(settings, run, "samples/step000000-0.png")
+    link = files.link(settings, run, "samples/step000000-0.png")
 
     assert client.get(link.replace("exp=", "exp=9")).status_code == 403
 
 
 def test_old_link_has_expired(client, settings, run, monkeypatch):
     """After half a day a link says that it is too old."""
-    link = api.file_link(settings, run, "samples/step000000-0.png")
-    now = api.time.time()
-    monkeypatch.setattr(api.time, "time", lambda: now + 13 * 3600)
+    link = files.link(settings, run, "samples/step000000-0.png")
+    now = files.time.time()
+    monkeypatch.setattr(files.time, "time", lambda: now + 13 * 3600)
 
     assert client.get(link).status_code == 410
 
@@ -85,7 +90,7 @@ def test_old_link_has_expired(client, settings, run, monkeypatch):
 @pytest.mark.parametrize("path", ["request.json", "samples/../request.json", "../secret.key", "samples", "samples/"])
 def test_only_files_for_the_page_are_given(client, settings, run, path):
     """Even a signed link does not leave the folders of pictures and results."""
-    link = api.file_link(settings, run, path).replace("/../", "/%2e%2e/")
+    link = files.link(settings, run, path).replace("/../", "/%2e%2e/")
 
     assert client.get(link).status_code in (403, 404)
 
@@ -97,4 +102,4 @@ def test_link_out_of_the_folder_is_not_followed(client, settings, run):
     except OSError:
         pytest.skip("this system makes no symbolic links here")
 
-    assert client.get(api.file_link(settings, run, "results/key.json")).status_code == 404
+    assert client.get(files.link(settings, run, "results/key.json")).status_code == 404

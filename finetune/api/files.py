@@ -1,8 +1,4 @@
-"""The REST routes: files by signed links, and a sign of life.
-
-Flat routes under /v1, because a mounted sub-application is not found behind a proxy that strips a path prefix. No
-Gradio here, so that the routes can be tested, and one day served, without it.
-"""
+"""Files of runs by signed links: whoever holds a link gets that one file, for as long as the link says."""
 
 import hashlib
 import hmac
@@ -13,8 +9,8 @@ from urllib.parse import quote, urlencode
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse
 
-from finetune import __version__, runs
-from finetune.errors import FinetuneError
+from finetune import runs
+from finetune.queue import Queue
 from finetune.runs import Run
 from finetune.settings import Settings
 
@@ -27,24 +23,16 @@ HEADERS = {
 }
 
 
-def router(settings: Settings) -> APIRouter:
-    """The routes of one data folder."""
-    routes = APIRouter(prefix="/v1")
-
-    @routes.get("/health")
-    def health() -> dict[str, str]:
-        """Say that the service is there, and which version it is."""
-        return {"status": "ok", "version": __version__}
+def add(routes: APIRouter, queue: Queue) -> None:
+    """Add the one route that gives files."""
 
     @routes.get("/files/{run_id}/{path:path}", include_in_schema=False)
     def file(run_id: str, path: str, exp: int, sig: str) -> FileResponse:
         """Send a file of a run to whoever holds a signed link to it."""
-        return _send(settings, run_id, path, exp, sig)
-
-    return routes
+        return _send(queue.settings, run_id, path, exp, sig)
 
 
-def file_link(settings: Settings, run: Run, path: str) -> str:
+def link(settings: Settings, run: Run, path: str) -> str:
     """A link to a file of a run, relative to the page; it stays the same for hours and ends within half a day.
 
     `path` is relative to the run's folder and lies in one of FOLDERS.
@@ -61,10 +49,7 @@ def _send(settings: Settings, run_id: str, path: str, expires: int, signature: s
         raise HTTPException(403, "This link is not valid.")
     if expires < time.time():
         raise HTTPException(410, "This link has expired. Load the page again for a new one.")
-    try:
-        run = runs.find(settings.runs, run_id)
-    except FinetuneError as error:
-        raise HTTPException(404, error.message) from error
+    run = runs.find(settings.runs, run_id)
     folder, _, _ = path.partition("/")
     found = (run.folder / path).resolve()
     if folder not in FOLDERS or not found.is_relative_to((run.folder / folder).resolve()) or not found.is_file():

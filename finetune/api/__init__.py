@@ -1,0 +1,25 @@
+"""The REST service: the published finetuning API, and what goes beyond it.
+
+Flat routes under /v1, all of one router, because a mounted sub-application is not found behind a proxy that strips a
+path prefix. No Gradio here, so that the routes can be tested, and one day served, without it.
+"""
+
+from fastapi import APIRouter
+
+from finetune import __version__
+from finetune.api import files
+from finetune.api.answers import Route
+from finetune.queue import Queue
+
+
+def router(queue: Queue) -> APIRouter:
+    """The routes of one data folder."""
+    routes = APIRouter(prefix="/v1", route_class=Route)
+
+    @routes.get("/health")
+    def health() -> dict[str, str]:
+        """Say that the service is there, and which version it is."""
+        return {"status": "ok", "version": __version__}
+
+    files.add(routes, queue)
+    return routes

@@ -1,0 +1,73 @@
+"""What an answer looks like when something is wrong: the contract's shapes, for every route.
+
+422 is a list of problems that repeats no input; every other error has its words as `detail` and as `message`.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from fastapi import HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+
+from finetune.errors import (
+    BusyError,
+    ConfigError,
+    DatasetError,
+    DeniedError,
+    FinetuneError,
+    MissingError,
+    StorageError,
+    TooLargeError,
+)
+
+STATUS = {MissingError: 404, DeniedError: 403, BusyError: 429, TooLargeError: 413, StorageError: 507}
+UNEXPECTED = "Something unexpected went wrong. The service’s log has the details."
+
+
+class Route(APIRoute):
+    """A route whose errors have the contract's shape; the one place of the routes that catches everything."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's own handler, with errors as answers."""
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                return invalid(error.errors())
+            except HTTPException as error:
+                return problem(error.status_code, str(error.detail), error.headers)
+            except FinetuneError as error:
+                return of_error(error)
+            except Exception:
+                traceback.print_exc(file=sys.stderr)
+                return problem(500, UNEXPECTED)
+
+        return answer
+
+
+def invalid(problems: Sequence[Mapping[str, Any]]) -> JSONResponse:
+    """422: what is wrong with which field, without what was sent."""
+    told = [{"type": one["type"], "loc": list(one["loc"]), "msg": one["msg"]} for one in problems]
+    return JSONResponse({"detail": told}, 422)
+
+
+def problem(status: int, words: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Any other error."""
+    return JSONResponse({"detail": words, "message": words}, status, headers=dict(headers or {}))
+
+
+def of_error(error: FinetuneError) -> JSONResponse:
+    """The answer to an error of ours. What is wrong with the pictures or with a field is a 422."""
+    if isinstance(error, ConfigError):
+        return invalid([{"type": "value_error", "loc": ["body", *filter(None, [error.field])], "msg": str(error)}])
+    if isinstance(error, DatasetError):
+        return invalid([{"type": "value_error", "loc": ["body", "file_data"], "msg": str(error)}])
+    status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 400)
+    headers = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, BusyError) else None
+    return problem(status, str(error), headers)
