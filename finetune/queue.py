@@ -58,6 +58,18 @@ class _History:
         return count
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What a waiting run waits for."""
+
+    before: int
+    """How many runs are before it."""
+    seconds: float | None = None
+    """Until it is expected to start; None where nobody can tell."""
+    hindrance: str = ""
+    """Why nothing starts now, in a sentence, though nothing is before it."""
+
+
 class Queue:
     """The runs of one data folder, and the executor that works on them."""
 
@@ -89,6 +101,10 @@ class Queue:
         """Runs that wait for a worker, the one that waits longest first."""
         queued = [run for run in runs.all_in(self.settings.runs) if self.state(run) is State.QUEUED]
         return sorted(queued, key=lambda run: self._history(run).time_of_last("queued"))
+
+    def outlook(self, run: Run) -> Outlook:
+        """When a waiting run is expected to start, and what keeps it from starting."""
+        return Outlook(next((place for place, other in enumerate(self.waiting()) if other.id == run.id), 0))
 
     def create(self, owner: str = LOCAL) -> Run:
         """Make a draft for somebody."""

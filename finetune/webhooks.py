@@ -10,21 +10,66 @@ import http.client
 import ipaddress
 import json
 import socket
+import sqlite3
 import ssl
 import threading
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from finetune import runs, settings
-from finetune.errors import FinetuneError
+from finetune import index, runs, settings
+from finetune.errors import FinetuneError, MissingError
 from finetune.runs import Run, State
+from finetune.settings import Settings
 
 WAITS_SECONDS = (1, 5, 30)
 TIMEOUT_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One end of a task, and what came of telling it."""
+
+    id: str
+    task: str
+    ended: float
+    url: str
+    attempts: tuple[dict[str, Any], ...]
+    """{"time", "answer"} of each."""
+    next_time: float | None
+    """When it is tried again; None once it is over."""
+    is_delivered: bool
+
+
+def of_task(settings: Settings, task: str) -> list[Delivery]:
+    """What was told, or will be, of a run or an image: the newest end first."""
+    with index.opened(settings) as database:
+        rows = database.execute("SELECT * FROM deliveries WHERE task = ? ORDER BY ended DESC", (task,)).fetchall()
+    return [_delivery(row) for row in rows]
+
+
+def send_again(settings: Settings, id: str) -> None:
+    """Let a delivery be tried once more, at once. Raises: MissingError."""
+    with index.opened(settings) as database:
+        changed = database.execute("UPDATE deliveries SET next_time = ? WHERE id = ?", (time.time(), id)).rowcount
+    if not changed:
+        raise MissingError("There is no such delivery.")
+
+
+def _delivery(row: sqlite3.Row) -> Delivery:
+    return Delivery(
+        row["id"],
+        row["task"],
+        row["ended"],
+        row["url"],
+        tuple(json.loads(row["attempts"])),
+        row["next_time"],
+        bool(row["is_delivered"]),
+    )
 
 
 class Deliveries:

@@ -105,7 +105,7 @@ def _notice(visit: Visit, run: Run, state: State) -> str:
             State.STOPPED: "This run was stopped. It can go on from where it was.",
             State.READY: "The LoRA was saved, loaded back and checked.",
         }.get(state, "")
-    before = next((place for place, other in enumerate(visit.queue.waiting()) if other.id == run.id), 0)
+    before = visit.queue.outlook(run).before
     return "Waiting for its turn." if not before else f"Waiting for its turn; {before} before it in the queue."
 
 
