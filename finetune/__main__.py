@@ -6,12 +6,12 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from finetune import bases, dataset, inputs, machine, plan, publish, recipe, registry, runs, settings
+from finetune import bases, dataset, inputs, keys, machine, owners, plan, publish, recipe, registry, runs, settings
 from finetune.errors import DatasetError, FinetuneError
 from finetune.executors import Executor
 from finetune.inputs import FinetuneType, Priority, Request
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(command=_train)
 
     serve = commands.add_parser("serve", help="start the page and the REST service")
-    serve.add_argument("rest", nargs=argparse.REMAINDER, help="options of app.py: --host, --port, --share, --auth")
+    serve.add_argument("rest", nargs=argparse.REMAINDER, help="options of app.py: --host, --port, --share, --auth, …")
     serve.set_defaults(command=_serve)
 
     push = commands.add_parser("push", help="push a run's LoRA to the Hub, with the token of HF_TOKEN")
@@ -53,6 +53,16 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("repo", help="the repository to make or to add to: name or owner/name")
     push.add_argument("--public", action="store_true", help="let everyone see it; private otherwise")
     push.set_defaults(command=_push)
+
+    key = commands.add_parser("key", help="make, list and revoke keys, with which programs and people sign in")
+    key.set_defaults(command=_key)
+    deeds = key.add_subparsers(required=True, metavar="WHAT", dest="deed")
+    new = deeds.add_parser("new", help="make a key and show it, this once")
+    new.add_argument("name", help="whose it is; the same name with --auth is the same person")
+    new.add_argument("--admin", action="store_true", help="let it see the runs of all")
+    deeds.add_parser("list", help="show all keys by their ids")
+    revoke = deeds.add_parser("revoke", help="end a key")
+    revoke.add_argument("id", help="its id, as the list shows it")
 
     table = commands.add_parser("plan", help="say how each base model would fit GPUs of several sizes")
     table.add_argument("--memory-gib", type=float, nargs="+", default=[12, 16, 24, 48, 80, 141], metavar="GIB")
@@ -63,9 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     measure = commands.add_parser("measure", help="measure what this machine can do (the service starts this)")
     measure.set_defaults(command=_measure)
 
-    work = commands.add_parser("work", help="do the work of one run folder (the service starts this)")
+    work = commands.add_parser("work", help="do the work of one folder (the service starts this)")
     work.add_argument("folder", type=Path)
-    work.add_argument("--task", choices=("train", "caption"), default="train")
+    work.add_argument("--task", choices=("train", "caption", "draw"), default="train")
     work.set_defaults(command=_work)
     return parser
 
@@ -194,6 +204,27 @@ def _push(asked: argparse.Namespace) -> int:
     return 0
 
 
+def _key(asked: argparse.Namespace) -> int:
+    here = settings.read()
+    if asked.deed == "new":
+        is_first = not keys.exist(here)
+        print(keys.new(here, asked.name, asked.admin), flush=True)
+        print("Keep it well: it is shown this once, and opens page and REST (header x-key).", file=sys.stderr)
+        if is_first:
+            print("From now on the page asks everyone to sign in, and programs need a key.", file=sys.stderr)
+        if not asked.admin and not any(key.owns_machine for key in keys.every(here)):
+            print("Runs made without signing in are seen by keys made with --admin alone.", file=sys.stderr)
+    elif asked.deed == "list":
+        for key in map(keys.Key.told, keys.every(here)):
+            print(key["id"], key["created"], key["owner"], *(["(admin)"] if key["owns_machine"] else []), sep="  ")
+    else:
+        keys.revoke(here, asked.id, owners.AT_HOME)
+        print(f"{asked.id} opens nothing any more.")
+        if not keys.exist(here):
+            print("No key is left: where there are no passwords either, nobody is asked who they are.")
+    return 0
+
+
 def _plan(asked: argparse.Namespace) -> int:
     card = Machine("cuda:0", "A GPU", 0, 0, 64 * plan.GIB, asked.teraflops, cores=8, can_pack=True)
     orders = {}
@@ -211,9 +242,16 @@ def _measure(asked: argparse.Namespace) -> int:
 
 
 def _work(asked: argparse.Namespace) -> int:
+    run = Run(asked.folder.resolve())
+    if asked.task == "draw":
+        from finetune import painter, studio
+
+        there = replace(settings.read(), home=run.folder.parent.parent)
+        studio.Studio(there, painter.Painter(there)).work()
+        return 0
     from finetune import worker
 
-    return worker.work(Run(asked.folder.resolve()), asked.task)
+    return worker.work(run, asked.task)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,22 @@ def check(name: str) -> BaseModel | None:
     return _on_hub(repo, folder) if folder and (folder / "transformer" / "config.json").exists() else None
 
 
+def admit(name: str, owns_machine: bool) -> None:
+    """Refuse at once what cannot be a base model, and what only an owner of the machine may have fetched or read.
+
+    A stranger learns nothing of this machine's folders and cache, and fills no disk with models of their choice.
+    Raises: ConfigError.
+    """
+    name = name.strip()
+    if not owns_machine and not _record(name) and not _record(hub.repository(name) or name):
+        raise ConfigError(
+            f"“{name}” is not in the list of base models, and only an owner of this machine may name others.",
+            f"Choose one of: {', '.join(registry.base_models())}.",
+            "base_model",
+        )
+    check(name)
+
+
 def title(name: str) -> str:
     """What to call a base model on the page; asks neither the disk nor the Hub, and takes any name."""
     name = name.strip()

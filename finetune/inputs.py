@@ -4,10 +4,11 @@ The page's form, the REST schema, the command line's options and the README's ta
 `Request` is what a finetune is asked with; `FinetuneInputs` adds the pictures as the REST interface carries them.
 """
 
+import unicodedata
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, HttpUrl, ValidationError, field_validator
 
 from finetune.errors import ConfigError
 
@@ -38,6 +39,29 @@ class FinetuneType(StrEnum):
 
 LEARNING_RATES = {FinetuneType.LORA: 1e-4, FinetuneType.FULL: 1e-5}
 WebhookUrl = Annotated[HttpUrl, Field(max_length=2083)]
+LONGEST_PROMPT = 1000
+OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that show the text after them in another order than it has."""
+
+
+def visible(text: str) -> str:
+    """A text in one line, without characters that a file name, a header or a page must not have."""
+    spaced = "".join(" " if letter.isspace() else letter for letter in text)
+    kept = (letter for letter in spaced if unicodedata.category(letter) != "Cc" and letter not in OVERRIDES)
+    return " ".join("".join(kept).split())
+
+
+def _lines(value: Any) -> Any:
+    """Prompts as a form sends them: one a line."""
+    return [line for line in value.splitlines() if line.strip()] if isinstance(value, str) else value
+
+
+def _whole(value: Any) -> Any:
+    """A number that a form sends as text."""
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() and len(value) < 10 else value
+
+
+Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT)]
 
 
 class Request(BaseModel):
@@ -96,7 +120,7 @@ class Request(BaseModel):
         title="Finetune type",
         description="lora: train a LoRA adapter. full: train all weights, then extract a LoRA from what changed.",
     )
-    lora_rank: Literal[16, 32] = Field(
+    lora_rank: Annotated[Literal[16, 32], BeforeValidator(_whole)] = Field(
         32,
         title="LoRA rank",
         description="Size of the LoRA. For a full finetune, the rank of the extracted LoRA.",
@@ -127,7 +151,7 @@ class Request(BaseModel):
         ge=0,
         le=2**31 - 1,
     )
-    sample_prompts: tuple[str, ...] = Field(
+    sample_prompts: Annotated[tuple[Prompt, ...], BeforeValidator(_lines)] = Field(
         (),
         title="Sample prompts",
         description="What to draw while training, one prompt a line. Leave empty for prompts that suit the mode.",
@@ -139,12 +163,24 @@ class Request(BaseModel):
     def _read_number_as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
+    @field_validator("iterations", "learning_rate", "lora_rank", "seed", mode="before")
+    @classmethod
+    def _refuse_truth(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("must be a number, not true or false")
+        return value
+
     @field_validator("finetune_comment", "trigger_word")
     @classmethod
     def _strip(cls, value: str) -> str:
-        if not (text := " ".join(value.split())):
+        if not (text := visible(value)):
             raise ValueError("must not be empty")
         return text
+
+    @field_validator("sample_prompts")
+    @classmethod
+    def _strip_each(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(text for value in values if (text := visible(value)))
 
     @property
     def rate(self) -> float:
@@ -153,7 +189,9 @@ class Request(BaseModel):
 
 
 class FinetuneInputs(Request):
-    """The request as a program sends it: with the pictures."""
+    """The request as a program sends it: with the pictures. Keys that are not known are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
 
     file_data: str = Field(
         title="Pictures",

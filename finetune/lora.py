@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from finetune import adapters
@@ -94,6 +95,20 @@ def add(transformer: nn.Module, targets: str, rank: int, seed: int) -> dict[str,
     for weight in parameters.values():
         weight.data = weight.data.float()  # whatever the network computes in: bfloat16 would round small steps away
     return parameters
+
+
+def remove(transformer: nn.Module) -> None:
+    """Take the LoRA layers out of a network's layers again."""
+    if getattr(transformer, "peft_config", None):
+        transformer.delete_adapters(list(transformer.peft_config))
+
+
+def strengthen(transformer: nn.Module, strength: float) -> None:
+    """Count a network's LoRA so many times: 0 leaves exactly what the base computes, 1 is what was trained."""
+    transformer.enable_lora() if strength else transformer.disable_lora()
+    for module in transformer.modules():
+        if isinstance(module, LoraLayer):
+            module.set_scale(adapters.OURS, strength)
 
 
 def state(transformer: nn.Module) -> State:

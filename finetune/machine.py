@@ -47,7 +47,8 @@ class Machine:
 
 
 def measure(settings: Settings) -> Machine:
-    """Measure this machine, in about a second once torch is loaded."""
+    """Measure this machine, in about a second once torch is loaded; this process computes with the faster number of
+    threads from then on."""
     import torch
 
     torch.set_num_threads(settings.threads)
@@ -55,7 +56,10 @@ def measure(settings: Settings) -> Machine:
     pace = _teraflops(torch.device(device))
     if device == "cpu" and settings.threads > 1:  # where other programs use the cores, one thread can be the faster way
         torch.set_num_threads(1)
-        pace = max(pace, _teraflops(torch.device(device)))
+        if (alone := _teraflops(torch.device(device))) > pace:
+            pace = alone
+        else:
+            torch.set_num_threads(settings.threads)
     available = _available()
     free, total, name = available, _total(), f"Processor with {settings.threads} of {os.cpu_count()} cores"
     if device != "cpu":

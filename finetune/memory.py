@@ -12,6 +12,7 @@ from finetune.inputs import FinetuneType
 GIB = 2**30
 PACKED_BLOCK = 64
 """Packed weights that share one scale of 32 bits."""
+LARGEST_RANK = 32
 GPU_BITS, CPU_BITS = 16, 32
 """Of a value as training computes: on a CPU, 16 bits are emulated and about a hundred times slower."""
 
@@ -236,6 +237,23 @@ def _full_rungs(start: Fit, batch: int, can_pack: bool) -> Iterator[Fit]:
         else:
             single = replace(less, micro_batch=1)
             yield from (single, *_recomputing(single))
+
+
+def drawing_ladder(is_gpu: bool, can_pack: bool) -> tuple[Fit, ...]:
+    """The ways to keep weights while pictures are drawn, the fastest and most precise first."""
+    if not is_gpu:
+        return (Fit(weight_bits=CPU_BITS),)
+    bits = (GPU_BITS, 8, 4) if can_pack else (GPU_BITS,)
+    smallest = Fit(weight_bits=bits[-1], is_offloaded=True)
+    return (*(Fit(weight_bits=count) for count in bits), smallest)
+
+
+def drawing_bytes(size: Size, fit: Fit, pixels: int, text_tokens: int, is_gpu: bool) -> tuple[int, int]:
+    """What the transformer, a LoRA of the largest rank and the drawing of a picture take together: on the device, and
+    in the processor's memory."""
+    demand = Demand(size, FinetuneType.LORA, LARGEST_RANK, 1, pixels, pixels, text_tokens)
+    found = needs(demand, fit, is_gpu)
+    return found.weights + 4 * size.adapter_per_rank * LARGEST_RANK + found.drawing, found.waiting
 
 
 def cost(fit: Fit, demand: Demand) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 
 from finetune import memory
+from finetune.errors import OutOfMemoryError
 from finetune.families import BaseModel
 from finetune.inputs import FinetuneType
 from finetune.machine import Machine
@@ -140,6 +141,37 @@ def plan(order: Order, machine: Machine, alternatives: Mapping[str, Order] | Non
         disk_bytes=_disk_bytes(order, machine.is_gpu),
         explanation=_in_words(chosen) if chosen else _lack_in_words(order, rungs, machine, alternatives or {}),
     )
+
+
+def for_drawing(base: BaseModel, size: Size, pixels: int, machine: Machine) -> Fit:
+    """Choose how the weights are kept so that pictures can be drawn. Raises: OutOfMemoryError when there is no way."""
+    usable, waiting = int(USABLE * machine.free_bytes), int(USABLE * machine.processor_free_bytes)
+    least = []
+    for fit in memory.drawing_ladder(machine.is_gpu, machine.can_pack):
+        need = memory.drawing_bytes(size, fit, pixels, base.text_tokens, machine.is_gpu)
+        if need[0] <= usable and need[1] <= waiting:
+            return fit
+        least.append(need[0])
+    raise OutOfMemoryError(
+        f"Drawing with {base.title} takes at least {gib(min(least))}, and of {gib(machine.free_bytes)} that are free no"
+        f" more than {USABLE:.0%} should be used.",
+        "Close other programs, or order a smaller picture.",
+    )
+
+
+def room_for_text(base: BaseModel, size: Size, pixels: int, fit: Fit, machine: Machine) -> bool:
+    """Whether the text encoders can stay in memory while a picture is drawn.
+
+    Raises: OutOfMemoryError when there is no room for the picture itself.
+    """
+    usable = int(USABLE * machine.free_bytes)
+    need, _ = memory.drawing_bytes(size, fit, pixels, base.text_tokens, machine.is_gpu)
+    if need > usable:
+        raise OutOfMemoryError(
+            f"Drawing this picture takes about {gib(need)}, and {gib(usable)} can be used.", "Order a smaller one."
+        )
+    text_bytes = base.text_encoder_gib * GIB * (1 if machine.is_gpu else 2)  # 32 bits on a processor
+    return need + text_bytes <= usable
 
 
 def _rung(order: Order, fit: Fit, machine: Machine) -> Rung:

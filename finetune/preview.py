@@ -1,4 +1,4 @@
-"""Pictures drawn during training and for “try it”: the model in memory as it is, with nothing loaded anew.
+"""Pictures drawn during training and for whoever orders one: the model in memory as it is, with nothing loaded anew.
 
 The arithmetic is that of diffusers' own pipelines, so a picture is the same there with the same prompt and seed.
 """
@@ -19,11 +19,18 @@ PIXELS_AT_ONCE = 2**18
 
 @torch.no_grad()
 def draw(
-    model: Model, prompts: Sequence[Encoding], empty: Encoding, seed: int, size: tuple[int, int], sampler: Sampler
+    model: Model,
+    prompts: Sequence[Encoding],
+    empty: Encoding,
+    seed: int,
+    size: tuple[int, int],
+    sampler: Sampler,
+    after_step: Callable[[], None] = lambda: None,
 ) -> list[Image.Image]:
     """Draw one picture for each prompt, all from one seed; small pictures of prompts of one length together.
 
-    Units: size is (width, height) in pixels. Raises: ValueError when it is no multiple of the model's patches.
+    `after_step` is called after each step of the sampler. Units: size is (width, height) in pixels.
+    Raises: ValueError when it is no multiple of the model's patches.
     """
     if size[0] % model.patch_px or size[1] % model.patch_px:
         raise ValueError(f"{size} must be multiples of {model.patch_px}")
@@ -32,12 +39,19 @@ def draw(
     for _, alike in groupby(prompts, key=encodings.shapes):
         rows = list(alike)
         for start in range(0, len(rows), at_once):
-            drawn += _draw_together(model, encodings.stack(rows[start : start + at_once]), empty, seed, size, sampler)
+            together = encodings.stack(rows[start : start + at_once])
+            drawn += _draw_together(model, together, empty, seed, size, sampler, after_step)
     return drawn
 
 
 def _draw_together(
-    model: Model, encoding: Encoding, empty: Encoding, seed: int, size: tuple[int, int], sampler: Sampler
+    model: Model,
+    encoding: Encoding,
+    empty: Encoding,
+    seed: int,
+    size: tuple[int, int],
+    sampler: Sampler,
+    after_step: Callable[[], None],
 ) -> list[Image.Image]:
     width, height = size[0] // model.patch_px, size[1] // model.patch_px
     count = len(next(iter(encoding.values())))
@@ -48,6 +62,7 @@ def _draw_together(
         with parts.autocast(model.device):  # the network may hold trained weights in more bits than its own
             velocity = predict(latents, now.expand(count))
         latents = latents + (after - now) * velocity.to(latents)
+        after_step()
     return [_picture(model.decode_latents(row)[0]) for row in latents.split(1)]  # one by one: decoding is hungry
 
 

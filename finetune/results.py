@@ -5,6 +5,7 @@ Each LoRA file is read back by another program's rules before the run may call i
 
 import json
 import re
+import unicodedata
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,11 @@ LARGEST_DIFFERENCE = 2
 """Between a sample of the trainer and the same one drawn through the file, in float32. Units: steps of 255."""
 LARGEST_MEAN_DIFFERENCE = 3.0
 """Between the LoRA in memory and the file, both through diffusers' pipeline, in 16 bits: the mean over all colours."""
+OURS = "-comfyui"
+LONGEST_NAME, SLUG_LETTERS, SLUG_BYTES = 200, 80, 120
+"""Files may have names of 255 bytes; the rest is for endings."""
+RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?:\..*)?", re.IGNORECASE | re.DOTALL)
+"""Names that mean a device on Windows, whatever their ending."""
 TITLES = {
     "-comfyui.safetensors": "LoRA for ComfyUI",
     ".safetensors": "LoRA",
@@ -140,8 +146,18 @@ def listing(run: Run) -> list[dict[str, Any]]:
 
 
 def slug(name: str) -> str:
-    """A file name made of a finetune's name."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:80] or "lora"
+    """A file name made of a finetune's name, which every system takes, also with an ending behind it."""
+    words = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", name[:LONGEST_NAME]))
+    short = words[:SLUG_LETTERS].encode()[:SLUG_BYTES].decode(errors="ignore").strip("-.")
+    while short.lower().endswith(OURS):  # that ending tells our two files apart
+        short = short[: -len(OURS)].strip("-.")
+    return f"lora-{short}" if RESERVED.fullmatch(short) else short or "lora"
+
+
+def unpacked_name(source: str) -> str:
+    """A picture's name within its ZIP as a path that unpacks to the same place everywhere, and never outside."""
+    parts = [re.sub(r'[<>:"|?*\\\x00-\x1f]', "_", part).rstrip(" .") for part in source.split("/")]
+    return "/".join(f"_{part}" if RESERVED.fullmatch(part) else part for part in parts if part) or "_"
 
 
 def _kind(path: Path) -> str:
@@ -151,8 +167,11 @@ def _kind(path: Path) -> str:
 def _write_captions(run: Run, trained: list[str]) -> None:
     """Write each caption under its picture's name, so that they can be unpacked beside the pictures."""
     with zipfile.ZipFile(run.results / "captions.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        taken: set[str] = set()
         for picture, caption in zip(dataset.read(run).images, trained, strict=True):
-            name = PurePosixPath(picture.source).with_suffix(".txt").as_posix()
-            if name in archive.namelist():  # a.jpg and a.png
-                name = f"{picture.source}.txt"
+            source = unpacked_name(picture.source)
+            stem = PurePosixPath(source).with_suffix("").as_posix()
+            ways = (f"{stem}.txt", f"{source}.txt", f"{source}.{picture.file}.txt")  # a.jpg, a.png and A.png
+            name = next(way for way in ways if way.casefold() not in taken)
+            taken.add(name.casefold())
             archive.writestr(name, caption + "\n")

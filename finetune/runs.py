@@ -113,8 +113,10 @@ class Run:
 
     def read(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the folder; empty if it is not there."""
-        path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            return json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file of the folder in one move, readable by the owner alone."""
@@ -125,7 +127,7 @@ class Run:
 
     def tell(self, kind: str, **values: Any) -> None:
         """Append an event."""
-        line = json.dumps({"time": round(time.time(), 3), "kind": kind, **values}, ensure_ascii=False)
+        line = json.dumps({"time": round(time.time(), 6), "kind": kind, **values}, ensure_ascii=False)
         with open(self.folder / "events.jsonl", "ab") as file:
             file.write(line.encode() + b"\n")
 
@@ -187,9 +189,10 @@ def find(runs_folder: Path, id: str) -> Run:
 
 
 def all_in(runs_folder: Path) -> Iterator[Run]:
-    """All runs, newest first."""
+    """All runs, newest first; one that is deleted meanwhile is not among them."""
     found = [Run(path.parent) for path in runs_folder.glob("*/run.json")]
-    yield from sorted(found, key=lambda run: run.created(), reverse=True)
+    made = [(about["created"], run) for run in found if (about := run.read("run.json"))]
+    yield from (run for _, run in sorted(made, key=lambda pair: pair[0], reverse=True))
 
 
 def delete(run: Run, trash: Path) -> None:

@@ -2,14 +2,18 @@
 
 import os
 import secrets
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, StorageError
 
 ASSETS = Path(__file__).parent.parent / "assets"
 DEMO_BASE = ASSETS / "demo-base"
+NEEDED_BY_ANY = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,11 @@ class Settings:
         """Deleted runs, until they are emptied."""
         return self.home / "trash"
 
+    @property
+    def uploads(self) -> Path:
+        """What the page uploads, until it is unpacked."""
+        return Path(os.environ.get("GRADIO_TEMP_DIR") or self.home / "uploads")
+
     @cached_property
     def secret(self) -> bytes:
         """The key that signs links to files; made once and kept, so that links survive a restart."""
@@ -88,15 +97,34 @@ class Settings:
                 file.write(secrets.token_bytes(32))
         return path.read_bytes()
 
+    def make_home(self) -> None:
+        """Make the folder of all data, for whoever runs the service alone."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # some disks know no owners
+            self.home.chmod(0o700)
+
     def worker_environment(self) -> dict[str, str]:
-        """The environment of a worker: this one, with its threads and folders decided."""
+        """The environment of a worker: this one without passwords, with its threads and folders decided."""
         threads = str(self.threads)
         decided = {"FINETUNE_HOME": str(self.home), "FINETUNE_THREADS": threads, "PYTHONUNBUFFERED": "1"}
-        return {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **decided}
+        given = {name: value for name, value in os.environ.items() if name != "FINETUNE_AUTH"}
+        return {**given, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **decided}
 
     def keep_uploads_at_home(self) -> None:
         """Let Gradio keep what is uploaded on the disk that has the room, unless it is told where."""
-        os.environ.setdefault("GRADIO_TEMP_DIR", str(self.home / "uploads"))
+        os.environ.setdefault("GRADIO_TEMP_DIR", str(self.uploads))
+
+    def check_room(self, size: int = 0, folder: Path | None = None) -> None:
+        """Raises: StorageError when that many bytes more, at home or in a folder, would leave too little of a disk."""
+        folder = folder or self.home
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if free - size < self.disk_reserve_gib * 2**30:
+            raise StorageError(
+                f"The disk has no room for this: {free / 2**30:.1f} GiB are free, {size / 2**30:.1f} would be added, "
+                f"and {self.disk_reserve_gib} have to stay free.",
+                "Delete runs that are no longer needed, or ask whoever runs this service.",
+            )
 
 
 def read() -> Settings:
@@ -111,6 +139,7 @@ def read() -> Settings:
         host=environment.get("GRADIO_SERVER_NAME"),
         port=_number("GRADIO_SERVER_PORT"),
         share=_is_on("GRADIO_SHARE"),
+        auth=_auth(),
         root_path=environment.get("GRADIO_ROOT_PATH", ""),
         device=environment.get("FINETUNE_DEVICE", "auto"),
         threads=_number("FINETUNE_THREADS") or _free_cores(),
@@ -124,7 +153,7 @@ def read() -> Settings:
         images_waiting_each=_number("FINETUNE_IMAGES_WAITING_EACH") or Settings.images_waiting_each,
         idle_minutes=_number("FINETUNE_IDLE_MINUTES") or Settings.idle_minutes,
         on_space=bool(environment.get("SPACE_ID")),
-        has_hub_login=bool(environment.get("SPACE_ID") and environment.get("OAUTH_CLIENT_ID")),
+        has_hub_login=_has_hub_login(),
         public_url=_public_url(),
         admins=_admins(),
         without_password=_is_on("FINETUNE_WITHOUT_PASSWORD"),
@@ -133,6 +162,11 @@ def read() -> Settings:
         demo_base=Path(environment.get("FINETUNE_DEMO_BASE") or DEMO_BASE).expanduser().resolve(),
         base_folders=_folders(environment.get("FINETUNE_BASES") or str(home / "bases")),
     )
+
+
+def bare_environment() -> dict[str, str]:
+    """The environment of a process that reads what strangers sent: what any program needs, and no secret."""
+    return {**{name: os.environ[name] for name in NEEDED_BY_ANY if name in os.environ}, **ONE_THREAD}
 
 
 def _folders(text: str) -> tuple[Path, ...]:
@@ -149,9 +183,26 @@ def _public_url() -> str:
     return url.rstrip("/")
 
 
+def _auth() -> tuple[tuple[str, str], ...]:
+    """Names and passwords, one a line, or between commas where there is one line only; they are never repeated."""
+    text = os.environ.get("FINETUNE_AUTH", "").strip("\r\n")
+    pairs = [pair.strip("\r").partition(":") for pair in text.split("\n" if "\n" in text else ",") if pair.strip()]
+    if not all(name.strip() and password for name, _, password in pairs):
+        raise ConfigError("FINETUNE_AUTH is not understood.", "Write NAME:PASSWORD, one a line.", "FINETUNE_AUTH")
+    return tuple((name.strip(), password) for name, _, password in pairs)
+
+
+def _has_hub_login() -> bool:
+    """Whether this is a Space with sign-in by the Hub; only there does Gradio not make an identity up."""
+    names = ("SPACE_ID", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "SYSTEM")
+    given = [os.environ.get(name) for name in names]
+    return all(given) and given[-1] == "spaces"
+
+
 def _admins() -> tuple[str, ...]:
-    """Names of the machine's owners; on a Space, at least its author."""
-    names = [*os.environ.get("FINETUNE_ADMINS", "").split(","), os.environ.get("SPACE_AUTHOR_NAME", "")]
+    """Names of the machine's owners; where people sign in by the Hub, at least the Space's author."""
+    author = os.environ.get("SPACE_AUTHOR_NAME", "") if _has_hub_login() and not _auth() else ""
+    names = [*os.environ.get("FINETUNE_ADMINS", "").split(","), author]
     return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 

@@ -8,15 +8,21 @@ import signal
 import sys
 import time
 import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from finetune import dataset, settings
+from finetune import dataset, runs, settings
 from finetune.executors import Task
 from finetune.executors.local import Local
+from finetune.images import Order
+from finetune.inputs import Request
 from finetune.queue import Queue
-from finetune.runs import Run
+from finetune.runs import LOCAL, Run
+from finetune.settings import Settings
+from finetune.studio import Studio
 
 
 class StillExecutor:
@@ -63,6 +69,34 @@ class PretendExecutor(Local):
         return [sys.executable, __file__, str(run.folder), task, *self._pace]
 
 
+class PretendPainter:
+    """A painter that knows no model: the seed chooses a colour, and the strength how large its square is."""
+
+    def __init__(self, pause: float = 0.0) -> None:
+        self.base_model = ""
+        self.loaded: list[str] = []
+        self.drawn: list[Order] = []
+        self._pause = pause
+
+    def draw(self, run: Run, order: Order, progress: Callable[[float], None]) -> Image.Image:
+        """Draw a square, in ten steps."""
+        if self.base_model != (base_model := run.request().base_model):
+            self.base_model = base_model
+            self.loaded.append(base_model)
+        for step in range(10):
+            time.sleep(self._pause)
+            progress(step / 10)
+        picture = Image.new("RGB", (order.width, order.height), "white")
+        side = round(min(picture.size) * (0.2 + 0.3 * order.strength))
+        picture.paste(f"hsl({order.seed * 47 % 360}, 70%, 50%)", (0, 0, side, side))
+        self.drawn.append(order)
+        return picture
+
+    def forget(self) -> None:
+        """Give back all memory."""
+        self.base_model = ""
+
+
 def serve(port: int, steps: int, seconds_per_step: float) -> None:
     """Serve the page over the pretend executor, until the process is told to end."""
     from finetune.ui import serve as service
@@ -71,6 +105,15 @@ def serve(port: int, steps: int, seconds_per_step: float) -> None:
     machine.keep_uploads_at_home()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     service.launch(machine, Queue(machine, PretendExecutor(steps, seconds_per_step)))
+
+
+def finetune(settings: Settings, owner: str = LOCAL, base_model: str = "demo", name: str = "Dots") -> Run:
+    """A finetune that is ready, of nothing."""
+    run = runs.create(settings.runs, owner)
+    request = Request(finetune_comment=name, mode="style", base_model=base_model)
+    run.write("request.json", request.model_dump(mode="json"))
+    _finish(run)
+    return run
 
 
 def zip_of_pictures(path: Path, count: int = 4, with_captions: int = 2) -> Path:
@@ -87,7 +130,14 @@ def zip_of_pictures(path: Path, count: int = 4, with_captions: int = 2) -> Path:
 
 def pretend(run: Run, task: Task, steps: int, pause: float) -> None:
     """Tell what a worker would, at the pace asked for."""
-    _describe(run, pause) if task == "caption" else _train(run, steps, pause)
+    match task:
+        case "caption":
+            _describe(run, pause)
+        case "train":
+            _train(run, steps, pause)
+        case "draw":
+            here = replace(settings.read(), home=run.folder.parent.parent, idle_minutes=0.1)
+            Studio(here, PretendPainter(pause)).work()
 
 
 def _describe(run: Run, pause: float) -> None:
@@ -121,10 +171,14 @@ def _train(run: Run, steps: int, pause: float) -> None:
             (run.checkpoints / str(step)).mkdir(parents=True, exist_ok=True)
             run.tell("checkpoint", step=step)
             _sample(run, step, request.trigger_word)
+    _finish(run, steps * pause)
+
+
+def _finish(run: Run, seconds: float = 0.0) -> None:
     run.results.mkdir(exist_ok=True)
     (run.results / "pretend.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     files = [{"name": "pretend.safetensors", "bytes": 10, "title": "LoRA"}]
-    run.tell("ready", files=files, summary={"seconds": steps * pause, "peak_memory_mib": 12.0})
+    run.tell("ready", files=files, summary={"seconds": seconds, "peak_memory_mib": 12.0})
 
 
 def _sample(run: Run, step: int, trigger: str) -> None:

@@ -3,12 +3,14 @@
 import sys
 import time
 
+import pretend
 import psutil
 import pytest
 
-from finetune import registry, runs
+from finetune import images, registry, runs
 from finetune.errors import ExecutorError
-from finetune.executors.local import Local
+from finetune.executors.local import PROJECT, Local
+from finetune.settings import Settings
 
 
 class Sleeper(Local):
@@ -103,3 +105,35 @@ def test_process_id_that_another_program_has_is_not_the_worker(run):
 
     assert not Local().is_running(run)
     Local().stop(run)
+
+
+def test_studio_is_a_worker_of_the_folder_of_images(tmp_path, monkeypatch):
+    """The task “draw” is started and found like a run's, draws what waits, and goes when it is asked to."""
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    settings = Settings(home=tmp_path)
+    image = images.order(settings, pretend.finetune(settings), "ann", "TOK", endpoint="e")
+    folder, executor = images.studio(settings), pretend.PretendExecutor(seconds_per_step=0.0)
+
+    executor.start(folder, "draw")
+    was_running = executor.is_running(folder)
+    _wait_until(lambda: image.is_over, seconds=60)
+    folder.ask_to_stop()
+
+    assert was_running and image.status()["status"] == "Ready"
+    _wait_until(lambda: not executor.is_running(folder))
+
+
+def test_studio_draws_with_a_real_model(tmp_path, monkeypatch):
+    """The program that the service starts draws with a base in its own process, and stops when asked to."""
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path))
+    settings = Settings(home=tmp_path)
+    run = pretend.finetune(settings)
+    image = images.order(settings, run, "ann", "a red apple", endpoint="e", strength=0.0, steps=1)
+    folder = images.studio(settings)
+
+    Local().start(folder, "draw")
+    _wait_until(lambda: image.is_over, seconds=100)
+    folder.ask_to_stop()
+
+    assert image.status()["status"] == "Ready", image.status()
+    _wait_until(lambda: not Local().is_running(folder))

@@ -115,3 +115,45 @@ def test_state_of_other_layers_is_refused():
 
     with pytest.raises(KeyError, match="elsewhere"):
         lora.load(transformer, {**lora.state(transformer), "elsewhere.lora_A.weight": torch.zeros(1)})
+
+
+def _changed(model, rank=16):
+    """A toy with a LoRA that changes much."""
+    for weight in lora.add(model.transformer, TARGETS, rank, seed=0).values():
+        weight.data += 0.1
+    return model
+
+
+def test_strength_multiplies_what_the_adapter_adds():
+    """Each layer adds so many times what was trained; at 0 the base's own output is left, to the last bit."""
+    model = fakes.tiny_model()
+    base = _velocity(model)
+    _changed(model)
+    layer = model.transformer.get_submodule(lora.layers(fakes.tiny_model().transformer, TARGETS)[0])
+    inputs = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0))
+
+    def added(strength):
+        lora.strengthen(model.transformer, strength)
+        with torch.no_grad():
+            return layer(inputs) - layer.base_layer(inputs)
+
+    whole = added(1.0)
+    for strength in (0.5, 2.0, 1.0):
+        assert torch.allclose(added(strength), strength * whole, atol=1e-5)
+    lora.strengthen(model.transformer, 0.0)
+    assert torch.equal(_velocity(model), base)
+    assert whole.abs().max() > 0.1
+
+
+def test_adapter_that_is_removed_makes_room_for_another():
+    """What is left is the base, and an adapter of another rank can be added."""
+    model = fakes.tiny_model()
+    base = _velocity(model)
+    _changed(model)
+
+    lora.remove(model.transformer)
+    lora.remove(model.transformer)
+
+    assert torch.equal(_velocity(model), base)
+    assert not torch.equal(_velocity(_changed(model, 32)), base)
+    assert {value.shape[0] for key, value in lora.state(model.transformer).items() if "lora_A" in key} == {32}

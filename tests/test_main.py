@@ -186,3 +186,44 @@ def test_plan_tells_how_bases_fit_cards(capsys):
     assert len(lines) == 2 + 4 * len(registry.base_models())
     (row,) = [line.split("|") for line in lines if line.startswith("| FLUX.2 dev, full, quality")]
     assert row[2].strip() == "–" and "GiB" in row[3]
+
+
+def key(capsys, *words):
+    """What a command about keys writes to standard output, and to standard error."""
+    assert program.main(["key", *words]) == 0
+    return capsys.readouterr()
+
+
+def test_key_is_shown_once(capsys):
+    """Standard output is the key alone, so that a script can take it; the list shows its id and whose it is."""
+    made = key(capsys, "new", "ann", "--admin")
+    listed = key(capsys, "list").out
+
+    shown = made.out.strip()
+    assert shown.startswith("ft_") and "once" in made.err
+    assert shown not in listed
+    assert listed.split()[0] == shown[:15] and listed.split()[2:] == ["ann", "(admin)"]
+
+
+def test_first_key_says_what_changes(capsys):
+    """From the first key on, everyone is asked; who makes one without --admin learns what it does not see."""
+    first, second = key(capsys, "new", "ann").err, key(capsys, "new", "root", "--admin").err
+
+    assert "From now on" in first and "--admin alone" in first
+    assert "From now on" not in second and "--admin alone" not in second
+
+
+def test_key_is_revoked(capsys):
+    """It is gone from the list, and the last one says what that means."""
+    id = key(capsys, "new", "ann").out[:15]
+
+    told = key(capsys, "revoke", id).out
+
+    assert id in told and "No key is left" in told
+    assert key(capsys, "list").out == ""
+
+
+@pytest.mark.parametrize(("words", "told"), [(("revoke", "ft_0"), "no such key"), (("new", "visitor-1"), "visitors")])
+def test_command_about_keys_that_cannot_be_done_is_refused_in_words(capsys, words, told):
+    """An id that there is not, and a name that cannot be one."""
+    assert told in refused(capsys, "key", *words)

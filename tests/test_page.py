@@ -19,6 +19,8 @@ import pretend
 import pytest
 from safetensors.numpy import load_file
 
+from finetune import settings
+
 sync_api = pytest.importorskip("playwright.sync_api")
 
 PROJECT = Path(__file__).parent.parent
@@ -89,16 +91,16 @@ def open_page(browser):
     """Open pages; at the end none of them may have had an error or asked another host."""
     contexts, wrong = [], []
 
-    def opened(url, **options):
+    def opened(url, awaits="tab", **options):
         contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}))
         page = contexts[-1].new_page()
-        own = url.split("?")[0]
+        own = "/".join(url.split("/")[:3])
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on(
             "request", lambda one: wrong.append(one.url) if one.url.startswith("http") and own not in one.url else None
         )
         page.goto(url)
-        page.get_by_role("tab", name="New finetune").wait_for()
+        page.get_by_role(awaits).first.wait_for()
         return page
 
     yield opened
@@ -251,6 +253,59 @@ def test_runs_are_opened_deleted_and_brought_back(pretended, open_page):
     listed.first.click()
 
     _stands(page, "Ready")
+
+
+def test_link_to_watch_shows_a_run_until_it_is_withdrawn(pretended, open_page):
+    """Who has the link sees the run live and can do nothing; once it is withdrawn the page shows nothing any more."""
+    page = open_page(pretended.url)
+    _load_example(page)
+    _train(page)
+    page.get_by_role("button", name="Share a link to watch").click()
+    address = page.locator(".sharing code").inner_text()
+
+    watcher = open_page(address, awaits="heading", viewport={"width": 390, "height": 844}, color_scheme="dark")
+    sync_api.expect(watcher.locator(".badge")).to_have_text("Ready", timeout=60_000)
+    assert watcher.get_by_role("heading", level=1).inner_text() == "twemoji"
+    sync_api.expect(watcher.locator(".readout")).to_contain_text("step 120")
+    watcher.locator("canvas").press("ArrowLeft")
+    sync_api.expect(watcher.locator(".readout")).to_contain_text("step 119")
+    assert watcher.locator(".sample").count() == 12
+    assert watcher.evaluate("[...document.images].every((one) => one.naturalWidth === 64)")
+    assert watcher.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not watcher.get_by_role("link").count()
+
+    page.get_by_role("button", name="Withdraw").click()
+    sync_api.expect(watcher.get_by_text("cannot be watched any more")).to_be_visible(timeout=10_000)
+    assert not watcher.get_by_text("twemoji").is_visible()
+    sync_api.expect(page.get_by_role("button", name="Share a link to watch")).to_be_visible()
+
+
+def test_pictures_are_drawn_with_the_lora_and_compared_with_the_base(pretended, open_page):
+    """On a phone: a prompt becomes a picture, one click draws it without the LoRA, and a refresh keeps both."""
+    run = pretend.finetune(settings.Settings(home=pretended.home))
+    page = open_page(f"{pretended.url}?run={run.id}", viewport={"width": 390, "height": 844})
+    card = page.get_by_role("region", name="Try it")
+    drawn = card.locator(".drawings img")
+
+    card.get_by_label("Prompt").fill("a <b>plum</b>")
+    card.get_by_label("Seed").fill("-4")
+    card.get_by_role("button", name="Draw", exact=True).click()
+    sync_api.expect(card.get_by_text("It must be a whole number")).to_be_visible()
+    card.get_by_label("Seed").fill("7")
+    page.keyboard.press("Enter")
+    sync_api.expect(drawn).to_have_count(1, timeout=20_000)
+    card.get_by_role("button", name="Compare with the base").press("Enter")
+    sync_api.expect(page.locator("dialog[open] img")).to_have_count(2, timeout=20_000)
+    page.keyboard.press("Escape")
+    page.reload()
+
+    sync_api.expect(drawn).to_have_count(2)
+    assert card.locator(".prompt").all_inner_texts() == ["a <b>plum</b>"] * 2
+    assert card.locator("small").all_inner_texts() == ["seed 7 · without the LoRA", "seed 7 · strength 1"]
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download: a <b>plum</b>").first.click()
+    assert download.value.suggested_filename.endswith(".png")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from finetune import memory, plan, registry
+from finetune.errors import OutOfMemoryError
 from finetune.inputs import FinetuneType
 from finetune.machine import Machine
 from finetune.memory import GIB, Fit
@@ -200,3 +201,59 @@ def test_every_way_has_a_price():
         for rung in plan.plan(order("flux1-dev", finetune_type), card(80)).rungs:
             assert rung.seconds > 0
             assert rung.cost == memory.cost(rung.fit, order("flux1-dev").demand)
+
+
+def _drawn(base_id, gib, side_px=1024, can_pack=True):
+    """How a base's weights are kept for drawing on a GPU of so much memory, and whether its text encoders stay."""
+    family, base = BASES[base_id]
+    machine, pixels = replace(card(gib), can_pack=can_pack), side_px**2
+    fit = plan.for_drawing(base, family.size(base), pixels, machine)
+    return fit.weight_bits, fit.is_offloaded, plan.room_for_text(base, family.size(base), pixels, fit, machine)
+
+
+@pytest.mark.parametrize(
+    ("base_id", "gib", "kept"),
+    [
+        ("flux2-klein-base-4b", 80, (16, False, True)),
+        ("flux2-klein-base-4b", 24, (16, False, True)),
+        ("flux2-klein-base-4b", 16, (16, False, False)),
+        ("flux2-klein-base-9b", 24, (16, False, False)),
+        ("flux2-klein-base-9b", 16, (8, False, False)),
+        ("flux1-dev", 12, (4, False, False)),
+        ("flux2-dev", 32, (4, False, False)),
+        ("flux2-dev", 24, (4, True, False)),
+    ],
+)
+def test_drawing_keeps_as_much_as_fits(base_id, gib, kept):
+    """Weights have as many bits as fit beside a picture; the text encoders stay only if all fit together."""
+    assert _drawn(base_id, gib) == kept
+
+
+def test_drawing_without_the_library_that_packs_has_one_way_less():
+    """Where nothing can be packed, weights come from the processor's memory as they are."""
+    assert _drawn("flux2-klein-base-9b", 16, can_pack=False) == (16, True, False)
+
+
+def test_drawing_that_fits_nowhere_is_said():
+    """The error names the base, what it takes and what is free."""
+    with pytest.raises(OutOfMemoryError, match="FLUX.2 dev takes at least .* of 2.0 GiB"):
+        _drawn("flux2-dev", 2)
+
+
+def test_larger_picture_than_the_fit_was_made_for_is_refused():
+    """A base that was loaded as it fits does not take pictures of any size."""
+    family, base = BASES["flux2-klein-base-4b"]
+    size, machine = family.size(base), card(14)
+    fit = plan.for_drawing(base, size, 1024**2, machine)
+
+    with pytest.raises(OutOfMemoryError, match="Order a smaller one"):
+        plan.room_for_text(base, size, 2048**2, fit, machine)
+
+
+def test_demo_draws_on_a_laptop():
+    """A processor keeps all weights in 32 bits, and everything at once."""
+    family, base = BASES["demo"]
+    fit = plan.for_drawing(base, family.size(base), 64**2, LAPTOP)
+
+    assert fit == Fit(weight_bits=32)
+    assert plan.room_for_text(base, family.size(base), 64**2, fit, LAPTOP)

@@ -63,3 +63,13 @@ def test_size_between_patches_is_a_mistake(model):
     """A size that the model cannot draw is refused instead of silently changed."""
     with pytest.raises(ValueError, match="multiples of 16"):
         preview.draw(model, [model.encode_prompts(["a"])], model.encode_prompts([""]), 1, (30, 32), Sampler(2, 1.0))
+
+
+def test_each_step_is_told(model):
+    """Whoever waits for a picture can see how far it is."""
+    told = []
+    rows = [model.encode_prompts(["a pear"])]
+
+    preview.draw(model, rows, model.encode_prompts([""]), 1, (32, 32), SAMPLER, lambda: told.append(1))
+
+    assert len(told) == SAMPLER.steps

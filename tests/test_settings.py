@@ -1,6 +1,7 @@
 """What the environment says about this machine."""
 
 import os
+import shutil
 import stat
 import sys
 from pathlib import Path
@@ -8,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from finetune import registry, settings
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, StorageError
 
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch):
     """An environment in which nothing is set."""
     for name in list(os.environ):
-        if name.startswith(("FINETUNE_", "GRADIO_", "SPACE_")):
+        if name.startswith(("FINETUNE_", "GRADIO_", "SPACE_", "OAUTH_", "SYSTEM")):
             monkeypatch.delenv(name)
     return monkeypatch
 
@@ -121,3 +122,67 @@ def test_demo_base_may_lie_elsewhere(bare, tmp_path):
     bare.setenv("FINETUNE_DEMO_BASE", str(tmp_path))
 
     assert registry.base_model("demo").source == str(tmp_path.resolve())
+
+
+@pytest.mark.parametrize(
+    ("text", "auth"),
+    [
+        ("", ()),
+        ("ann:one", (("ann", "one"),)),
+        ("ann:o:n, bob:two", (("ann", "o:n"), ("bob", "two"))),
+        ("ann:one,1\nbob: two \n", (("ann", "one,1"), ("bob", " two "))),
+        ("ann:one,1\n", None),
+    ],
+)
+def test_passwords_come_from_the_environment(bare, text, auth):
+    """Between commas or one a line; in lines, commas belong to passwords."""
+    bare.setenv("FINETUNE_AUTH", text)
+
+    if auth is None:
+        with pytest.raises(ConfigError):
+            settings.read()
+    else:
+        assert settings.read().auth == auth
+
+
+@pytest.mark.parametrize("text", ["ann", "ann:", ":secret", "ann:one,secret"])
+def test_password_that_is_not_understood_is_not_repeated(bare, text):
+    """The error names the variable and nothing that stands in it."""
+    bare.setenv("FINETUNE_AUTH", text)
+
+    with pytest.raises(ConfigError, match="FINETUNE_AUTH") as error:
+        settings.read()
+    assert "secret" not in str(error.value) and "ann" not in str(error.value)
+
+
+def test_worker_does_not_get_passwords(bare):
+    """A worker needs none, and its environment is easier to look at than ours."""
+    bare.setenv("FINETUNE_AUTH", "ann:one")
+
+    assert "FINETUNE_AUTH" not in settings.read().worker_environment()
+
+
+@pytest.mark.parametrize("missing", [None, "SYSTEM", "SPACE_ID", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET"])
+def test_hub_login_is_that_of_a_space(bare, missing):
+    """Only where all that a Space sets is there; its author then owns the machine."""
+    given = {"SYSTEM": "spaces", "SPACE_ID": "ann/x", "OAUTH_CLIENT_ID": "i", "OAUTH_CLIENT_SECRET": "s"}
+    for name, value in {**given, "SPACE_AUTHOR_NAME": "ann"}.items():
+        if name != missing:
+            bare.setenv(name, value)
+
+    found = settings.read()
+
+    assert found.has_hub_login == (missing is None)
+    assert found.admins == (("ann",) if missing is None else ())
+
+
+def test_room_is_what_the_disk_has_above_its_reserve(tmp_path):
+    """What would go below the reserve is refused with the figures; what fits is not."""
+    free = shutil.disk_usage(tmp_path).free
+    here = settings.Settings(tmp_path / "home", disk_reserve_gib=1)
+
+    here.check_room(max(0, free - 2 * 2**30))
+    with pytest.raises(StorageError, match="GiB are free"):
+        here.check_room(free)
+    with pytest.raises(StorageError):
+        settings.Settings(tmp_path, disk_reserve_gib=2**20).check_room(0, tmp_path / "uploads")

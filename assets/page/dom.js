@@ -1,14 +1,26 @@
-// What all page scripts use. Text from people and programs only ever becomes textContent, never markup.
+// What all page scripts use. Text from people and programs only ever becomes textContent, never markup, and an address
+// only one of the web, never a script.
+const isLink = (address) => {
+  try {
+    return ["http:", "https:", "blob:"].includes(new URL(address, location.href).protocol);
+  } catch {
+    return false;
+  }
+};
+
 const make = (tag, about = {}, ...children) => {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(about)) {
     if (name === "text") made.textContent = value;
     else if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (["href", "src"].includes(name) && !isLink(value)) continue;
     else if (value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
   }
   made.append(...children.filter((child) => child));
   return made;
 };
+
+const button = (text, kind, onclick) => make("button", { class: `button ${kind}`, type: "button", text, onclick });
 
 const bytes = (count) => {
   if (count == null) return "";
@@ -16,9 +28,21 @@ const bytes = (count) => {
   return count < 1e9 ? `${(count / 1e6).toFixed(1)} MB` : `${(count / 1e9).toFixed(2)} GB`;
 };
 
+const copy = async (text, shown, button) => {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // Without https there is no clipboard: mark the text, so that the keys copy it.
+    getSelection().selectAllChildren(shown);
+    if (!document.execCommand("copy")) return;
+  }
+  button.textContent = "Copied";
+  setTimeout(() => (button.textContent = "Copy"), 1500);
+};
+
 // Links are relative to where the service is mounted, which a proxy or a share link decides.
 const absolute = (link) => {
-  const root = (window.gradio_config && window.gradio_config.root) || location.href.split(/[?#]/)[0];
+  const root = (window.gradio_config && window.gradio_config.root) || document.baseURI.split(/[?#]/)[0];
   return new URL(link, root.endsWith("/") ? root : root + "/").href;
 };
 

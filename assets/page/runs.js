@@ -39,6 +39,8 @@ const card = (run) => {
     trigger("open", { run: run.id });
   };
   const date = new Date(run.created).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+  const facts = [run.base, date, run.owner && `owned by ${run.owner}`].filter(Boolean).join(" · ");
+  const place = run.place ? ` · ${run.place > 1 ? `place ${run.place}` : "next"}` : "";
   return make(
     "li",
     {},
@@ -46,8 +48,8 @@ const card = (run) => {
       "a",
       { class: "run", href: absolute(`?run=${run.id}`), onclick: open },
       run.picture ? make("img", { src: absolute(run.picture), alt: "" }) : make("span", { class: "none" }),
-      make("span", { class: "about" }, make("strong", { text: run.name }), make("small", { text: `${run.base} · ${date}` })),
-      make("span", { class: `badge ${run.state}`, text: run.badge }),
+      make("span", { class: "about" }, make("strong", { text: run.name }), make("small", { text: facts })),
+      make("span", { class: `badge ${run.state}`, text: run.badge + place }),
     ),
     small("Delete", `Delete ${run.name}`, (event) => confirmed(event.target, run)),
   );
@@ -62,7 +64,7 @@ const confirmed = (button, run) => {
 };
 
 const gone = (run) =>
-  make("li", {}, make("span", { text: `${run.name} · ${run.badge}` }), small("Restore", `Restore ${run.name}`, () => bringBack(run)));
+  make("li", {}, make("span", { text: [run.name, run.badge, run.owner && `owned by ${run.owner}`].filter(Boolean).join(" · ") }), small("Restore", `Restore ${run.name}`, () => bringBack(run)));
 
 const show = (told) => {
   const made = JSON.stringify(told);

@@ -7,7 +7,7 @@ path prefix. No Gradio here, so that the routes can be tested, and one day serve
 from fastapi import APIRouter
 
 from finetune import __version__
-from finetune.api import files
+from finetune.api import answers, bodies, endpoints, files, finetunes, library, watch
 from finetune.api.answers import Route
 from finetune.queue import Queue
 
@@ -21,5 +21,11 @@ def router(queue: Queue) -> APIRouter:
         """Say that the service is there, and which version it is."""
         return {"status": "ok", "version": __version__}
 
+    bodies.sweep(queue.settings)
     files.add(routes, queue)
+    watch.add(routes, queue)
+    finetunes.add(routes, queue)
+    library.add(routes, queue)
+    endpoints.add(routes, queue)
+    answers.close(routes)
     return routes

@@ -1,4 +1,5 @@
-"""Files of runs by signed links: whoever holds a link gets that one file, for as long as the link says."""
+"""Files of runs, and images that were drawn, by signed links: whoever holds a link gets that one file, for as long as
+the link says."""
 
 import hashlib
 import hmac
@@ -9,7 +10,7 @@ from urllib.parse import quote, urlencode
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse
 
-from finetune import runs
+from finetune import images, runs
 from finetune.queue import Queue
 from finetune.runs import Run
 from finetune.settings import Settings
@@ -24,12 +25,17 @@ HEADERS = {
 
 
 def add(routes: APIRouter, queue: Queue) -> None:
-    """Add the one route that gives files."""
+    """Add the routes that give files."""
 
     @routes.get("/files/{run_id}/{path:path}", include_in_schema=False)
     def file(run_id: str, path: str, exp: int, sig: str) -> FileResponse:
         """Send a file of a run to whoever holds a signed link to it."""
         return _send(queue.settings, run_id, path, exp, sig)
+
+    @routes.get("/images/{id}/{name}", include_in_schema=False)
+    def image(id: str, name: str, exp: int, sig: str) -> FileResponse:
+        """Send an image to whoever holds a signed link to it."""
+        return _send_image(queue.settings, id, name, exp, sig)
 
 
 def link(settings: Settings, run: Run, path: str) -> str:
@@ -44,11 +50,7 @@ def link(settings: Settings, run: Run, path: str) -> str:
 
 
 def _send(settings: Settings, run_id: str, path: str, expires: int, signature: str) -> FileResponse:
-    expected = _signature(settings, run_id, path, expires)
-    if not hmac.compare_digest(signature.encode(), expected.encode()):
-        raise HTTPException(403, "This link is not valid.")
-    if expires < time.time():
-        raise HTTPException(410, "This link has expired. Load the page again for a new one.")
+    _check(signature, _signature(settings, run_id, path, expires), expires, "Load the page again for a new one.")
     run = runs.find(settings.runs, run_id)
     folder, _, _ = path.partition("/")
     found = (run.folder / path).resolve()
@@ -59,6 +61,23 @@ def _send(settings: Settings, run_id: str, path: str, expires: int, signature: s
     return FileResponse(
         found, media_type=kind, filename=found.name, content_disposition_type=disposition, headers=HEADERS
     )
+
+
+def _send_image(settings: Settings, id: str, name: str, expires: int, signature: str) -> FileResponse:
+    _check(signature, images.signature(settings, id, name, expires), expires, "Ask for the result again for a new one.")
+    found = images.find(settings, id).file
+    if found is None or found.name != name or not found.is_file():
+        raise HTTPException(404, "There is no such file.")
+    kind = f"image/{found.suffix.removeprefix('.')}"
+    return FileResponse(found, media_type=kind, filename=found.name, content_disposition_type="inline", headers=HEADERS)
+
+
+def _check(signature: str, expected: str, expires: int, hint: str) -> None:
+    """Raises: HTTPException when a link is not signed, or too old."""
+    if not hmac.compare_digest(signature.encode(), expected.encode()):
+        raise HTTPException(403, "This link is not valid.")
+    if expires < time.time():
+        raise HTTPException(410, f"This link has expired. {hint}")
 
 
 def _signature(settings: Settings, run_id: str, path: str, expires: int) -> str:

@@ -1,7 +1,8 @@
 """One picture file -> upright RGB pixels, however it was saved.
 
 Separate because it knows file formats and colour modes, and because no picture, not even a hostile one, may exhaust
-memory: the header is checked before anything is decoded, JPEG is decoded small, the rest is made small in strips.
+memory: the header is checked before anything is decoded, JPEG is decoded small, the rest is made small in strips. What
+is kept are pixels alone: no EXIF, no place, no text of the file.
 """
 
 import io
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy
 import pillow_heif
-from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
+from PIL import AvifImagePlugin, ExifTags, Image, ImageCms, ImageFile, ImageOps
 
 from finetune.dataset.archive import Limits, Unusable
 
@@ -24,7 +25,9 @@ READABLE = "JPEG, PNG, WebP, HEIC, AVIF, BMP, TIFF or GIF"
 LONGEST_PX = 2048
 SHORTEST_PX = 16
 LONG_RATIO = 3
-STRIP_PX = 512
+STRIP_PIXELS = 2**24
+PROFILE_BYTES = 2**22
+"""Larger colour profiles are overlooked; those of printers have 2 MiB."""
 _BROKEN = (
     *(OSError, SyntaxError, ValueError, ArithmeticError, LookupError, EOFError, TypeError, RuntimeError),
     *(AttributeError, struct.error, zlib.error),
@@ -37,6 +40,8 @@ class Checked:
 
     pixels: Image.Image
     notes: tuple[str, ...]
+    original_pixels: int
+    """How many were decoded for it."""
 
 
 def check(content: bytes, limits: Limits) -> Checked:
@@ -61,7 +66,8 @@ def thumbnail(image: Image.Image, longest_px: int = 256) -> Image.Image:
 def _open(content: bytes) -> ImageFile.ImageFile:
     """Read the header. Pillow's own `open` would apply its one global limit of pixels, which others also use."""
     Image.init()
-    pillow_heif.register_heif_opener()
+    pillow_heif.register_heif_opener(decode_threads=1)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # else each core's thread takes its share of the memory that is allowed
     for name in FORMATS:
         factory, accepts = Image.OPEN[name]
         if accepts is None or accepts(content[:16]) is True:
@@ -79,17 +85,18 @@ def _check_size(size: tuple[int, int], most_pixels: int) -> None:
         raise Unusable(f"is too large ({width:,} × {height:,} px; {most:,.0f} megapixels is the limit)")
     if min(size) < SHORTEST_PX:
         raise Unusable(f"is too small ({width} × {height} px; {SHORTEST_PX} px a side is the least)")
+    if min(size) * LONGEST_PX < SHORTEST_PX * max(size):
+        raise Unusable(f"is too narrow for its length ({width:,} × {height:,} px)")
 
 
 def _check_memory(image: ImageFile.ImageFile, original: tuple[int, int], most_bytes: int) -> None:
     """Estimate what decoding takes. Units: bytes.
 
-    Pillow keeps 1 byte a pixel for grey, else 4. Libraries of video formats keep a copy; a progressive JPEG keeps 2
-    bytes for each colour of each original pixel, however small it is decoded.
+    Pillow keeps 1 byte a pixel for grey, else 4. Libraries of video formats keep a copy, that of WebP two and what it
+    hands over; a progressive JPEG keeps 2 bytes for each colour of each original pixel, however small it is decoded.
     """
     needed = image.width * image.height * (1 if image.mode in ("1", "L", "P") else 4)
-    if image.format in ("WEBP", "HEIF", "AVIF"):
-        needed *= 2
+    needed *= {"WEBP": 4, "HEIF": 2, "AVIF": 2}.get(image.format, 1)
     if image.info.get("progressive"):
         needed += original[0] * original[1] * 2 * len(image.getbands())
     if needed > most_bytes:
@@ -103,9 +110,8 @@ def _normalised(image: ImageFile.ImageFile, most_bytes: int) -> Checked:
     original, notes = image.size, []
     image.draft(None, tuple(max(1, side * 2 * LONGEST_PX // max(original)) for side in original))
     _check_memory(image, original, most_bytes)  # first of all: even asking a PNG for its EXIF decodes it
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format in ("GIF", "PNG", "WEBP", "AVIF", "TIFF"):
-        notes.append(f"only the first of its {frames} pictures is used")
+    if getattr(image, "is_animated", False) and image.format in ("GIF", "PNG", "WEBP", "AVIF", "TIFF"):
+        notes.append("only the first of its pictures is used")  # counting them would read millions
     orientation = _orientation(image)
     image.load()
     left_to_turn = _orientation(image)
@@ -115,8 +121,6 @@ def _normalised(image: ImageFile.ImageFile, most_bytes: int) -> Checked:
     small, had_alpha = _reduced(image)
     small = _to_rgb(small, profile)
     small.thumbnail((LONGEST_PX, LONGEST_PX), Image.Resampling.LANCZOS)
-    if min(small.size) < SHORTEST_PX:
-        raise Unusable(f"is too narrow for its length ({original[0]:,} × {original[1]:,} px)")
     small = _turned(small, left_to_turn)
     if had_alpha:
         notes.append("what was transparent became white")
@@ -126,7 +130,7 @@ def _normalised(image: ImageFile.ImageFile, most_bytes: int) -> Checked:
         notes.append(f"was reduced from {original[0]:,} × {original[1]:,} px")
     if max(original) > LONG_RATIO * min(original):
         notes.append(f"is very long ({max(original) / min(original):.0f} : 1); training crops its ends")
-    return Checked(small, tuple(notes))
+    return Checked(small, tuple(notes), original[0] * original[1])
 
 
 def _orientation(image: Image.Image) -> int:
@@ -150,18 +154,15 @@ def _reduced(image: Image.Image) -> tuple[Image.Image, bool]:
     Returns an L, RGB or CMYK picture at most twice as large as needed, and whether anything was transparent.
     """
     factor = max(1, max(image.size) // (2 * LONGEST_PX))
-    span, height = _span(image), STRIP_PX // factor * factor or factor
-    rows, had_alpha = [], False
+    span, height = _span(image), max(1, STRIP_PIXELS // image.width // factor) * factor
+    small, had_alpha = None, False
     for top in range(0, image.height, height):
         strip = image.crop((0, top, image.width, min(top + height, image.height)))
         strip, has_alpha = _flattened(strip, span)
         had_alpha |= has_alpha
-        rows.append(strip.reduce(factor) if factor > 1 else strip)
-    small = Image.new(rows[0].mode, (rows[0].width, sum(row.height for row in rows)))
-    top = 0
-    for row in rows:
-        small.paste(row, (0, top))
-        top += row.height
+        if small is None:
+            small = Image.new(strip.mode, (-(-image.width // factor), -(-image.height // factor)))
+        small.paste(strip.reduce(factor) if factor > 1 else strip, (0, top // factor))
     return small, had_alpha
 
 
@@ -195,14 +196,14 @@ def _flattened(strip: Image.Image, span: tuple[float, float] | None) -> tuple[Im
 
 def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Convert colours by the picture's profile; without one, or with one that does not fit, as well as can be."""
-    if profile and image.mode != "L":
+    if profile and len(profile) <= PROFILE_BYTES and image.mode != "L":
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             if "srgb" not in ImageCms.getProfileDescription(source).lower():
                 return ImageCms.profileToProfile(image, source, _srgb(), outputMode="RGB")
         except (ImageCms.PyCMSError, *_BROKEN):
             pass
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _srgb() -> ImageCms.core.CmsProfile:

@@ -7,6 +7,8 @@ import codecs
 import csv
 import io
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -16,7 +18,13 @@ from finetune.dataset.archive import Archive, Entry, Unusable
 TABLES = {"captions.csv", "metadata.csv", "captions.jsonl", "metadata.jsonl"}
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
 TEXT_COLUMNS = ("caption", "text", "prompt")
-TEXT_BYTES, TABLE_BYTES = 2**20, 32 * 2**20
+TEXT_BYTES, TABLE_BYTES = 2**20, 8 * 2**20
+LONGEST_CAPTION = 4000
+"""More than any text encoder reads. Units: letters."""
+_CUT = f"its caption was cut to {LONGEST_CAPTION:,} letters"
+_NO_LETTERS = re.compile("[\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Halves of letters, which JSON can hold and no file, and what turns the direction of the words after it."""
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
@@ -110,13 +118,13 @@ def _from_file(
     except Unusable as reason:
         archive.ignore(entry.name, str(reason))
         return {}
-    if not (text := _tidy(text)):
+    text, notes_of_text = _tidy(text, note)
+    if not text:
         archive.ignore(entry.name, "is empty")
         return {}
     found = {}
     for picture in pictures:
-        other = from_tables.get(picture.name)
-        notes = (note,) if note else ()
+        other, notes = from_tables.get(picture.name), notes_of_text
         if other and other.text != text:
             notes += (f"has two captions; the one of {entry.name} was taken, not of {other.source}",)
         found[picture.name] = Caption(text, entry.name, notes)
@@ -130,13 +138,15 @@ def _from_table(archive: Archive, entry: Entry, pictures: list[Entry]) -> dict[s
     captions: dict[str, Caption] = {}
     strangers, empty = [], []
     for name, caption in rows:
-        picture = by_name.get(name.replace("\\", "/").removeprefix("./").casefold())
-        if picture is None:
+        name = unicodedata.normalize("NFC", name.replace("\\", "/").removeprefix("./"))
+        if (picture := by_name.get(name.casefold())) is None:
             strangers.append(name)
-        elif not caption:
-            empty.append(name)
+            continue
+        words, notes = _tidy(caption, note)
+        if words:
+            captions[picture.name] = Caption(words, entry.name, notes)
         else:
-            captions[picture.name] = Caption(caption, entry.name, (note,) if note else ())
+            empty.append(name)
     if strangers:
         archive.ignore(entry.name, f"{_rows(strangers)} no picture of the ZIP: {_some(strangers)}")
     if empty:
@@ -169,16 +179,16 @@ def _names(folder: str, pictures: list[Entry]) -> dict[str, Entry]:
 def _csv_rows(text: str) -> Iterator[tuple[str, str]]:
     first_line = text.partition("\n")[0]
     delimiter = max(",;\t", key=first_line.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+        header = [title.strip().lower() for title in next(rows, [])]
+        file, caption = _column(header, FILE_COLUMNS), _column(header, TEXT_COLUMNS)
+        for row in rows:
+            if any(cell.strip() for cell in row):
+                cells = dict(zip(header, row, strict=False))
+                yield cells.get(file, "").strip(), cells.get(caption, "")
     except csv.Error as error:
         raise Unusable(f"is not a readable table ({error})") from error
-    header = [title.strip().lower() for title in rows[0]] if rows else []
-    file, caption = _column(header, FILE_COLUMNS), _column(header, TEXT_COLUMNS)
-    for row in rows[1:]:
-        if any(cell.strip() for cell in row):
-            cells = dict(zip(header, row, strict=False))
-            yield cells.get(file, "").strip(), _tidy(cells.get(caption, ""))
 
 
 def _json_rows(archive: Archive, entry: Entry, text: str) -> Iterator[tuple[str, str]]:
@@ -192,7 +202,7 @@ def _json_rows(archive: Archive, entry: Entry, text: str) -> Iterator[tuple[str,
             unreadable.append(f"line {number}")
             continue
         caption = cells[_column(cells, TEXT_COLUMNS)]
-        yield str(cells[_column(cells, FILE_COLUMNS)]), _tidy(caption) if isinstance(caption, str) else ""
+        yield str(cells[_column(cells, FILE_COLUMNS)]), caption if isinstance(caption, str) else ""
     if unreadable:
         archive.ignore(entry.name, f"{_some(unreadable)} cannot be read as JSON")
 
@@ -203,8 +213,11 @@ def _column(titles: Iterable[str], known: tuple[str, ...]) -> str:
     raise Unusable(f"needs a column “{FILE_COLUMNS[0]}” and a column “{TEXT_COLUMNS[0]}”")
 
 
-def _tidy(text: str) -> str:
-    return " ".join(text.split())
+def _tidy(text: str, note: str) -> tuple[str, tuple[str, ...]]:
+    """Words with even blanks, without letters that are none, and the notes on them."""
+    words = " ".join(_CONTROLS.sub(" ", _NO_LETTERS.sub("", text)).split())
+    notes = (*([note] if note else []), *([_CUT] if len(words) > LONGEST_CAPTION else []))
+    return words[:LONGEST_CAPTION].rstrip(), notes
 
 
 def _rows(names: list[str]) -> str:
@@ -212,4 +225,5 @@ def _rows(names: list[str]) -> str:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
+    shown = [_tidy(name[:80], "")[0] for name in names[:5]]
+    return ", ".join(shown) + (f" and {len(names) - 5} more" if names[5:] else "")

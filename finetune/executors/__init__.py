@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from finetune.runs import Run
 
-Task = Literal["caption", "train"]
+Task = Literal["caption", "train", "draw"]
 
 
 class Executor(Protocol):

@@ -13,6 +13,8 @@ from urllib.parse import quote
 
 import yaml
 
+UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control letters, what turns the direction of words, and halves of letters, which no file can hold."""
 LICENCE_IDS = {"Apache 2.0": "apache-2.0", "MIT": "mit"}
 """Licences that the Hub knows by an id; others are given by name and link."""
 
@@ -67,7 +69,7 @@ def write(facts: Facts) -> str:
 
 def text(value: str) -> str:
     """Show what somebody typed in a line of Markdown or in a cell of a table, whatever it is."""
-    line = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", value).split())
+    line = " ".join(UNSEEN.sub(" ", value).split())
     return re.sub(r"([\\`*_\[\]#|~$])", r"\\\1", html.escape(line, quote=False))
 
 

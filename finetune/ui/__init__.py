@@ -4,18 +4,26 @@ from typing import Any
 
 import gradio as gr
 
+from finetune import keys
+from finetune.api import callers
+from finetune.api.callers import Mode
 from finetune.queue import Queue
 from finetune.settings import Settings
-from finetune.ui import handlers, library, new, run
+from finetune.ui import handlers, library, new, page, run
 from finetune.ui.handlers import Visit
+
+BRAND = "<header class='brand'><h1>Finetune</h1><p>Teach an image model your pictures.</p></header>"
 
 
 def build(settings: Settings, queue: Queue) -> gr.Blocks:
     """Build the page of a data folder."""
     with gr.Blocks(title="Finetune", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as blocks:
-        gr.HTML(
-            html_template="<header class='brand'><h1>Finetune</h1><p>Teach an image model your pictures.</p></header>"
-        )
+        with gr.Row(elem_id="top"):
+            gr.HTML(html_template=BRAND)
+            if callers.mode(settings) is Mode.HUB:
+                gr.LoginButton(size="sm", min_width=180, scale=0)  # elsewhere it makes an identity up
+            else:
+                page.component("who.js", [handlers.server(who, queue, "who")], elem_id="who")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("New finetune", id="new"):
                 tab = new.build(queue)
@@ -33,6 +41,16 @@ def build(settings: Settings, queue: Queue) -> gr.Blocks:
         listed.open(handlers.event(library.open_run, queue), outputs=[tabs, live], api_visibility="private")
         blocks.load(handlers.event(open_address, queue), outputs=[tabs, live, tab.panel], api_visibility="private")
     return blocks
+
+
+def who(visit: Visit, asked: Any) -> dict[str, Any]:
+    """Who is signed in; nobody where nobody is asked."""
+    caller = visit.somebody()
+    if callers.mode(visit.settings) is Mode.AT_HOME:
+        return {"name": "", "can_sign_in": False}
+    if caller.is_visitor:
+        return {"name": "", "can_sign_in": keys.exist(visit.settings)}
+    return {"name": caller.name, "can_sign_in": False}
 
 
 def open_address(visit: Visit) -> tuple[Any, Any, Any]:

@@ -5,6 +5,7 @@ handler reaches runs only through the visit. The one place of the interface that
 sees a traceback, the log always does.
 """
 
+import html
 import inspect
 import sys
 import traceback
@@ -30,7 +31,7 @@ UNEXPECTED = FinetuneError(
 
 @dataclass(frozen=True)
 class Visit:
-    """One request of the page: what it may use, and who asks. Without a caller, runs can only be watched by link."""
+    """One request of the page: what it may use, and who asks; nobody known has to sign in first."""
 
     queue: Queue
     caller: Caller | None
@@ -61,7 +62,8 @@ def event(handler: Callable[..., Any], queue: Queue) -> Callable[..., Any]:
     """Make a handler of a Gradio event; what goes wrong is shown as a notice."""
 
     def tell(error: FinetuneError) -> Any:
-        raise gr.Error(str(error), duration=12, print_exception=False) from error
+        words = html.escape(str(error), quote=False)  # a notice would load pictures that the words name
+        raise gr.Error(words, duration=12, print_exception=False) from error
 
     return _bound(handler, queue, tell)
 

@@ -6,12 +6,11 @@ from typing import Any
 import gradio as gr
 
 from finetune import bases, runs
-from finetune.api import files
+from finetune.api import files, progress
 from finetune.queue import TRASH_DAYS, Queue
 from finetune.runs import Run, State
-from finetune.ui import handlers, page
+from finetune.ui import handlers, live, page
 from finetune.ui.handlers import Visit
-from finetune.ui.live import WORDS
 
 
 def build(queue: Queue) -> gr.HTML:
@@ -26,10 +25,15 @@ def build(queue: Queue) -> gr.HTML:
 
 def every(visit: Visit, asked: dict[str, Any]) -> dict[str, Any]:
     """All runs of the caller's but drafts, newest first, and those that were deleted."""
-    settings = visit.settings
+    listed, deleted = _seen(visit, visit.settings.runs), _seen(visit, visit.settings.trash)
+    has_owners = live.has_owners(visit, [*listed, *deleted])
+    places = {run.id: place for place, run in enumerate(visit.queue.waiting(), 1)}
     return {
-        "runs": [{**_about(visit, run), "picture": _picture(visit, run)} for run in _seen(visit, settings.runs)],
-        "deleted": [_about(visit, run) for run in _seen(visit, settings.trash)],
+        "runs": [
+            {**_about(visit, run, has_owners), "place": places.get(run.id), "picture": _picture(visit, run)}
+            for run in listed
+        ],
+        "deleted": [_about(visit, run, has_owners) for run in deleted],
         "days": round(TRASH_DAYS),
     }
 
@@ -58,12 +62,17 @@ def _seen(visit: Visit, folder: Path) -> list[Run]:
     return [run for run in runs.all_in(folder) if caller.may_use(run) and state(run) is not State.DRAFT]
 
 
-def _about(visit: Visit, run: Run) -> dict[str, Any]:
+def _about(visit: Visit, run: Run, has_owners: bool) -> dict[str, Any]:
     state, request = visit.queue.state(run), run.request()
-    base = bases.title(request.base_model) if request else ""
-    name = request.finetune_comment if request else "Draft"
-    created = run.created().isoformat()
-    return {"id": run.id, "name": name, "base": base, "state": state, "badge": WORDS[state], "created": created}
+    return {
+        "id": run.id,
+        "name": request.finetune_comment if request else "Draft",
+        "base": bases.title(request.base_model) if request else "",
+        "owner": run.owner if has_owners else None,
+        "state": state,
+        "badge": progress.WORDS[state],
+        "created": run.created().isoformat(),
+    }
 
 
 def _picture(visit: Visit, run: Run) -> str | None:

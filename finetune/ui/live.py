@@ -3,25 +3,18 @@
 Separate from the tab, because it is pure: events go in, words and numbers come out.
 """
 
+from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
-from finetune import bases, owners, registry
-from finetune.api import files
+from finetune import bases, registry, runs, webhooks
+from finetune.api import files, progress, watch
 from finetune.errors import ConfigError
 from finetune.runs import Run, State
+from finetune.ui import images
 from finetune.ui.handlers import Visit
 
-MOST_POINTS = 800
 MOST_LOG_LINES = 200
-WORDS = {
-    State.DRAFT: "Draft",
-    State.QUEUED: "Waiting",
-    State.RUNNING: "Running",
-    State.STOPPING: "Stopping",
-    State.STOPPED: "Stopped",
-    State.FAILED: "Failed",
-    State.READY: "Ready",
-}
 FIGURES = {
     "loss_before": ("Loss on your pictures, before", lambda value: f"{value:.3f}"),
     "loss_after": ("Loss on your pictures, after", lambda value: f"{value:.3f}"),
@@ -35,43 +28,24 @@ FIGURES = {
 
 def news(visit: Visit, asked: dict[str, Any]) -> dict[str, Any]:
     """What is new about a run since a cursor (`{"run": id, "since": bytes}`). Raises: FinetuneError for no such run."""
-    run = owners.find_to_watch(visit.settings, str(asked.get("run") or ""), visit.caller, str(asked.get("watch") or ""))
-    since = asked.get("since")
-    since = since if isinstance(since, int) and since > 0 else 0
-    events, cursor = run.events(since)
-    state = visit.queue.state(run)
-    told = {
-        "run": run.id,
-        "cursor": cursor,
-        "state": state,
-        "badge": WORDS[state],
-        "notice": _notice(visit, run, state),
-    }
-    told |= _progress(events)
-    told |= {"points": points(events), "samples": _samples(visit, run, events), "log": _log(events)}
-    if since == 0:
-        told |= _about(run)
-    if state in (State.READY, State.STOPPED):
-        told["result"] = _result(visit, run)
-    if state is State.FAILED:
-        told["failure"] = _last(visit, run, "failed")
-    return told
+    run = visit.run(asked.get("run"))
+    events, cursor = progress.read_on(run, asked.get("since"))
+    told = {"run": run.id, "cursor": cursor, **progress.told(visit.queue, run, events), "log": _log(events)}
+    if not asked.get("since"):
+        told |= _about(visit, run)
+    match told["state"]:
+        case State.QUEUED:
+            told["hindrance"] = visit.queue.outlook(run).hindrance
+        case State.READY | State.STOPPED:
+            told |= {"result": _result(visit, run), "drawing": images.told(visit, run)}
+        case State.FAILED:
+            told["failure"] = _last(visit, run, "failed")
+    return told | {"webhook": _webhook(visit, run)}
 
 
-def points(events: list[dict[str, Any]]) -> list[list[float]]:
-    """Step and loss of each step told of; what a resumed run does again replaces what it had done.
-
-    Of a long run every point is kept once, and thinned out evenly to what a screen can show.
-    """
-    found: list[list[float]] = []
-    for event in events:
-        if event["kind"] == "step":
-            while found and found[-1][0] >= event["step"]:
-                found.pop()
-            found.append([event["step"], event["loss"]])
-    if len(found) <= MOST_POINTS:
-        return found
-    return [found[i * (len(found) - 1) // (MOST_POINTS - 1)] for i in range(MOST_POINTS)]
+def has_owners(visit: Visit, known: Iterable[Run]) -> bool:
+    """Whether it is to be said whose each of these runs is: to an owner of the machine, when they are of several."""
+    return visit.somebody().owns_machine and len({run.owner for run in known}) > 1
 
 
 def duration(seconds: float) -> str:
@@ -83,7 +57,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _about(run: Run) -> dict[str, Any]:
+def _about(visit: Visit, run: Run) -> dict[str, Any]:
     request = run.request()
     if not request:
         return {"name": "Draft", "facts": []}
@@ -94,47 +68,33 @@ def _about(run: Run) -> dict[str, Any]:
         f"{request.finetune_type.value}, rank {request.lora_rank}",
         f"{request.iterations} steps",
     ]
-    return {"name": request.finetune_comment, "facts": facts}
+    if has_owners(visit, runs.all_in(visit.settings.runs)):
+        facts.append(f"owned by {run.owner}")
+    return {"name": request.finetune_comment, "facts": facts, "watch": watch.link(visit.settings, run)}
 
 
-def _notice(visit: Visit, run: Run, state: State) -> str:
-    """What to say while there is no stage."""
-    if state is not State.QUEUED:
-        return {
-            State.STOPPING: "Stopping after the current step; what was learned so far is kept.",
-            State.STOPPED: "This run was stopped. It can go on from where it was.",
-            State.READY: "The LoRA was saved, loaded back and checked.",
-        }.get(state, "")
-    before = visit.queue.outlook(run).before
-    return "Waiting for its turn." if not before else f"Waiting for its turn; {before} before it in the queue."
-
-
-def _progress(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stage and step, by the last event that says something about them."""
-    for event in reversed(events):
-        match event["kind"]:
-            case "step":
-                values = {"done": event["step"], "of": event["of"], "seconds_left": event.get("seconds_left")}
-                return {"progress": {"title": "Training", **values}}
-            case "stage":
-                told = {name: event.get(name) for name in ("done", "of", "unit", "seconds_left")}
-                return {"progress": {"title": event["title"], **told}}
-            case "queued" | "started":
-                return {"progress": {"title": "Starting", "done": None, "of": None}}
-    return {}
-
-
-def _samples(visit: Visit, run: Run, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
+def _webhook(visit: Visit, run: Run) -> dict[str, Any] | None:
+    """What came of telling the run's end; None when nobody is to be told."""
+    request = run.request()
+    if not request or not request.webhook_url:
+        return None
+    deliveries = [
         {
-            "step": event["step"],
-            "index": event["index"],
-            "prompt": event["prompt"],
-            "url": files.link(visit.settings, run, f"samples/{event['file']}"),
+            "id": delivery.id,
+            "address": _address(delivery.url),
+            "attempts": delivery.attempts,
+            "next_time": delivery.next_time,
+            "is_delivered": delivery.is_delivered,
         }
-        for event in events
-        if event["kind"] == "sample"
+        for delivery in webhooks.of_task(visit.settings, run.id)
     ]
+    return {"address": _address(str(request.webhook_url)), "deliveries": deliveries}
+
+
+def _address(url: str) -> str:
+    """Host and path of an address: what else it holds may be a password."""
+    parts = urlsplit(url)
+    return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _log(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,12 +8,12 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from finetune import dataset, runs
+from finetune import bases, dataset, runs
 from finetune.errors import FinetuneError
 from finetune.queue import Queue
 from finetune.runs import State
 from finetune.settings import ASSETS
-from finetune.ui import form, handlers, page, pictures, plan
+from finetune.ui import form, handlers, page, pictures, plan, program
 from finetune.ui.handlers import Visit
 
 EXAMPLE = ASSETS / "example" / "twemoji.zip"
@@ -64,9 +64,16 @@ def build(queue: Queue) -> NewTab:
                 "plan.js", [handlers.server(plan.panel, queue, "plan")], elem_id="plan", value=_planned(fields)
             )
             train = gr.Button("Train", variant="primary", size="lg", elem_id="train")
+            asked = [
+                handlers.server(program.panel, queue, "programs"),
+                handlers.server(program.make_key, queue, "make_key"),
+                handlers.server(program.revoke_key, queue, "revoke_key"),
+            ]
+            programs = page.component("program.js", asked, elem_id="program", value=_defaults(fields))
     tab = NewTab(train, zip_file, problem, panel, fields)
     _wire(queue, tab, example, words)
     _wire_plan(tab, planned)
+    _wire_program(tab, programs)
     return tab
 
 
@@ -113,8 +120,9 @@ def check(visit: Visit, pictures: Any, panel: Any, **values: Any) -> list[dict[s
 
 def train(visit: Visit, pictures: Any, panel: dict[str, Any], **values: Any) -> tuple[Any, ...]:
     """Put the draft into the queue; returns the open tab, the run to show, and an empty upload."""
-    run = visit.run((panel or {}).get("run"))
-    visit.queue.submit(run, form.read(values))
+    run, request = visit.run((panel or {}).get("run")), form.read(values)
+    bases.admit(request.base_model, visit.somebody().owns_machine)
+    visit.queue.submit(run, request)
     return gr.Tabs(selected="run"), run.id, None, None, None
 
 
@@ -162,7 +170,7 @@ def _wire(queue: Queue, tab: NewTab, example: gr.Button, words: gr.HTML) -> None
     gr.on(
         [fields[name].change for name in SHOWN_IN_WORDS],
         lambda **values: form.in_words(values),
-        inputs_kwargs=fields,
+        inputs_kwargs={name: fields[name] for name in SHOWN_IN_WORDS},
         outputs=words,
         queue=False,
         show_progress="hidden",
@@ -179,6 +187,19 @@ def _wire_plan(tab: NewTab, planned: gr.HTML) -> None:
         f"...{json.dumps(plan.FIELDS)}.map((name, place) => [name, values[place]])])",
         inputs=[tab.panel, *asked],
         outputs=planned,
+        api_visibility="private",
+    )
+
+
+def _wire_program(tab: NewTab, programs: gr.HTML) -> None:
+    """Let the programs follow the form; of the secret they are told only whether there is one."""
+    gr.on(
+        [component.change for component in tab.fields.values()],
+        fn=None,
+        js=f"(...values) => Object.fromEntries({json.dumps(list(tab.fields))}.map((name, place) => "
+        "[name, name === 'webhook_secret' && values[place] ? 'given' : values[place]]))",
+        inputs=list(tab.fields.values()),
+        outputs=programs,
         api_visibility="private",
     )
 

@@ -1,6 +1,6 @@
 """What all tabs share: components that a page script draws, notices, and the look."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -17,9 +17,11 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", radius_size="md", font=SANS, font_mono=MONO)
 
 
-def component(script: str, functions: list[Callable[..., Any]], elem_id: str, value: Any = None) -> gr.HTML:
-    """A component that a script of the page folder draws, asking these functions for what to show."""
-    text = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in ("dom.js", script))
+def component(
+    script: str, functions: list[Callable[..., Any]], elem_id: str, value: Any = None, parts: Sequence[str] = ()
+) -> gr.HTML:
+    """A component that a script of the page folder, made of these parts, draws, asking functions for what to show."""
+    text = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in ("dom.js", *parts, script))
     return gr.HTML(
         value=value,
         html_template='<div class="holder"></div>',

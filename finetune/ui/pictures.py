@@ -15,6 +15,8 @@ from finetune.runs import Run, State
 from finetune.ui.handlers import Visit
 
 TRIGGER = Request.model_fields["trigger_word"].default
+LONGEST_TRIGGER = 64
+"""What is longer is refused beside its field; here it would be repeated in a thousand captions."""
 
 
 def panel(visit: Visit, asked: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def panel(visit: Visit, asked: dict[str, Any]) -> dict[str, Any]:
     can_be_described = _has_captioner(base)
     wants_words = bool(mode and captioning and silent) and can_be_described
     is_waiting = wants_words and _is_described(visit.queue, run, mode, base)
-    trigger = " ".join(str(asked.get("trigger") or "").split()) or TRIGGER
+    trigger = " ".join(str(asked.get("trigger") or "")[:LONGEST_TRIGGER].split()) or TRIGGER
     told = []
     for picture in found.images:
         description = said.get(picture.file)
