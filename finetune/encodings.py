@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finetune import flow
+from finetune import crops, flow
 from finetune.families import Encoding, Model
 
 Progress = Callable[[str, int, int], None]
@@ -129,32 +129,10 @@ def _shuffled_again_and_again(numbers: list[int], seed: int) -> Iterator[int]:
         yield from (numbers[place] for place in order.tolist())
 
 
-def fit(width: int, height: int, resolution_px: int, multiple: int) -> tuple[int, int]:
-    """Find the size at which a picture is trained: its shape as well as may be, an area of at most resolution squared.
-
-    Of all sizes in multiples, the one that keeps most: the share of the picture that is not cut off, times the area; of
-    those that keep the same, the one that cuts off least. No picture is enlarged, only a side of less than one multiple
-    is brought up to one.
-    """
-    aspect, area = width / height, resolution_px**2
-    widest, highest = (max(multiple, side // multiple * multiple) for side in (width, height))
-
-    def kept(size: tuple[int, int]) -> tuple[float, float]:
-        ratio = size[0] / size[1] / aspect
-        share = min(ratio, 1 / ratio)
-        return share * size[0] * size[1], share
-
-    sides = range(multiple, min(highest, area // multiple) + 1, multiple)
-    sizes = [(area // side // multiple * multiple, side) for side in sides]
-    sizes += [(max(multiple, round(side * aspect / multiple) * multiple), side) for side in sides]
-    sizes = [(min(widest, wide), side) for wide, side in sizes]
-    return max((size for size in sizes if 0 < size[0] * size[1] <= area), key=kept)
-
-
 def load_pixels(path: Path, size: tuple[int, int]) -> Tensor:
     """Read a picture, scaled and cut from the middle to a size. Shapes: (1, 3, H, W) in [-1, 1]."""
     with Image.open(path) as image:
-        fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
+        fitted = crops.cut(image.convert("RGB"), size)
     pixels = torch.from_numpy(numpy.asarray(fitted, dtype=numpy.float32))
     return (pixels / 127.5 - 1).permute(2, 0, 1)[None]
 
@@ -167,7 +145,7 @@ def _encode_picture(
         width, height = image.size
     found = []
     for resolution_px in resolutions_px:
-        size = fit(width, height, resolution_px, model.patch_px)
+        size = crops.fit(width, height, resolution_px, model.patch_px)
         key = _key(model, maker, "mirrored" if is_mirrored else "picture", content, size)
 
         def latents_of(size: tuple[int, int] = size) -> Encoding:

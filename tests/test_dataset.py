@@ -1,5 +1,6 @@
 """Facts about what becomes of an uploaded ZIP."""
 
+import dataclasses
 import json
 import random
 import stat
@@ -15,7 +16,7 @@ from pictures import Content, encoded, picture, zip_of
 from PIL import Image, ImageCms
 
 from finetune import dataset, runs
-from finetune.dataset import Limits, intake
+from finetune.dataset import Limits, Picture, intake
 from finetune.dataset.archive import natural_order
 from finetune.errors import DatasetError
 from finetune.runs import Run
@@ -78,7 +79,7 @@ def test_dataset_file_has_the_agreed_keys(unpack, run):
     values = json.loads((run.folder / "dataset.json").read_text(encoding="utf-8"))
 
     assert set(values) == {"images", "ignored", "warnings"}
-    assert set(values["images"][0]) == {"file", "source", "width", "height", "caption", "caption_source", "notes"}
+    assert set(values["images"][0]) == {field.name for field in dataclasses.fields(Picture)}
     assert values["ignored"] == [{"file": "x.pdf", "reason": "is not a picture"}]
 
 

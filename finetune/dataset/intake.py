@@ -4,8 +4,8 @@ Separate from the run folder, because it happens in a process of its own (`apart
 """
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ class Picture:
     caption: str | None
     caption_source: str | None
     notes: tuple[str, ...] = ()
+    repeats: int = 1
+    """How often it comes while each other one comes once."""
+    traits: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured on its pixels, for the checks."""
 
 
 @dataclass(frozen=True)
