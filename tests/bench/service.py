@@ -223,7 +223,7 @@ def steps(service: Service, id: str) -> list[float]:
 
 def polled(service: Service, count: int, seconds: float) -> None:
     """Many ask for one result while it is worked on."""
-    id = service.submit(EXAMPLE, iterations=1000, finetune_type="lora", priority="speed")
+    id = service.submit(EXAMPLE, iterations=1000, finetune_type="full", priority="quality")
     while len(steps(service, id)) < 20:
         assert service.is_pending(id), "the run failed"
         time.sleep(0.5)
