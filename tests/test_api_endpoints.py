@@ -211,6 +211,14 @@ def test_all_that_is_useless_is_named_at_once(post):
     assert _refused(answer) == [["body", "image"], ["body", "mask"], ["body", "prompt_upsampling"]]
 
 
+def test_picture_that_is_needed_is_refused_though_it_is_empty(post, settings):
+    """An endpoint that needs a picture never draws without one."""
+    answer = post("flux-pro-1.0-fill-finetuned", image="")
+
+    assert _refused(answer) == [["body", "image"]]
+    assert images.waiting(settings) == []
+
+
 @pytest.mark.parametrize("empty", ["", None])
 def test_picture_that_was_left_empty_was_not_given(post, settings, empty):
     """Programs that send every field are served."""

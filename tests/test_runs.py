@@ -133,3 +133,11 @@ def test_newest_run_is_listed_first(tmp_path):
         run.write("run.json", {"created": f"2026-01-0{day + 1}T00:00:00+00:00"})
 
     assert list(runs.all_in(tmp_path)) == made[::-1]
+
+
+def test_run_that_is_deleted_while_runs_are_listed_is_left_out(tmp_path):
+    """A folder whose description is gone already stops nobody who lists the others."""
+    kept, going = runs.create(tmp_path), runs.create(tmp_path)
+    going.write("run.json", {})
+
+    assert list(runs.all_in(tmp_path)) == [kept]

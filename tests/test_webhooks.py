@@ -219,6 +219,18 @@ def test_end_is_told_once_however_often_it_is_noticed(bench, server):
     assert len(server.received) == 1
 
 
+def test_address_with_a_password_is_not_called_and_holds_up_nothing(bench):
+    """Why it was not called is noted with each attempt, and the log of the run names the host alone."""
+    run = bench.run("http://name:hunter2@127.0.0.1:1/hook")
+    run.tell("ready", files=[])
+
+    bench.tick(run)
+
+    assert bench.told(run).attempts[0]["answer"].startswith("not delivered")
+    lines = [event["message"] for event in run.events()[0] if event["kind"] == "log"]
+    assert "127.0.0.1" in lines[-1] and "hunter2" not in lines[-1]
+
+
 def test_run_without_an_address_is_not_told(bench):
     """Drafts and runs that name nobody have nothing to deliver."""
     draft, silent = fakes.run(bench.settings.home), fakes.run(bench.settings.home)
