@@ -9,14 +9,30 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-from finetune import bases, dataset, inputs, keys, machine, owners, plan, publish, recipe, registry, runs, settings
-from finetune.errors import DatasetError, FinetuneError
+from finetune import (
+    bases,
+    dataset,
+    dataset_commands,
+    inputs,
+    keys,
+    machine,
+    options,
+    owners,
+    plan,
+    publish,
+    recipe,
+    registry,
+    runs,
+    settings,
+    shelf,
+)
+from finetune.errors import ConfigError, FinetuneError
 from finetune.executors import Executor
 from finetune.inputs import FinetuneType, Priority, Request
 from finetune.machine import Machine
 from finetune.runs import Run, State
+from finetune.settings import Settings
 
 EXIT = {State.READY: 0, State.STOPPED: 3, State.FAILED: 1}
 HIDDEN = ("webhook_url", "webhook_secret")
@@ -36,13 +52,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m finetune", description="Fine-tune FLUX image models into LoRAs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train a LoRA from a ZIP of pictures and wait for it")
-    train.add_argument("pictures", type=Path, help="ZIP of pictures and, if you have them, captions")
+    train = commands.add_parser("train", help="train a LoRA from pictures and wait for it")
+    train.add_argument(
+        "pictures", type=Path, nargs="*", help="a ZIP, a folder, or files: pictures and, if you have them, captions"
+    )
+    train.add_argument("--ground", **dataset_commands.GROUND)
+    train.add_argument("--dataset", metavar="NAME", help="instead: a dataset that was kept, or name@hash of a version")
     train.add_argument("--output", type=Path, help="copy the finished LoRA here (a file or a folder)")
-    for name, field in inputs.Request.model_fields.items():
-        if name not in HIDDEN:
-            _add_option(train, name, field)
+    options.add(train, [name for name in inputs.Request.model_fields if name not in HIDDEN])
     train.set_defaults(command=_train)
+
+    dataset_commands.add(commands)
 
     serve = commands.add_parser("serve", help="start the page and the REST service")
     serve.add_argument("rest", nargs=argparse.REMAINDER, help="options of app.py: --host, --port, --share, --auth, …")
@@ -80,35 +100,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_option(parser: argparse.ArgumentParser, name: str, field: Any) -> None:
-    """Derive an option from a field of the request; values are checked by the request itself."""
-    schema = inputs.Request.model_json_schema()["properties"][name]
-    flag = f"--{name.replace('_', '-')}"
-    default = "" if field.is_required() or field.default in (None, ()) else f" (default: {field.default})"
-    text = (field.description + default).replace("%", "%%")
-    common: dict[str, Any] = {"dest": name, "help": text, "default": argparse.SUPPRESS}
-    if schema.get("type") == "boolean":
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
-    elif schema.get("type") == "array":
-        parser.add_argument(flag, action="append", metavar="TEXT", **common)
-    elif name == "finetune_comment":
-        parser.add_argument(flag, "--name", metavar="TEXT", **common)
-    else:
-        parser.add_argument(flag, metavar="VALUE", **common)
-
-
 def _train(asked: argparse.Namespace) -> int:
-    fields = inputs.Request.model_fields
-    values = {name: value for name, value in vars(asked).items() if name in fields}
-    values.setdefault("finetune_comment", asked.pictures.stem)
-    if "lora_rank" in values and values["lora_rank"].isdigit():
-        values["lora_rank"] = int(values["lora_rank"])
-    request = inputs.read(values)
+    if bool(asked.pictures) == bool(asked.dataset):
+        raise ConfigError("Which pictures?", "Give a ZIP or a folder of pictures, or --dataset and a name.", "pictures")
+    name = asked.dataset or asked.pictures[0].resolve().stem
+    request = inputs.read({"finetune_comment": name, **options.given(asked)})
     bases.check(request.base_model)
     machine = settings.read()
     executor = registry.executors()["local"]
     executor.check()
-    run = _unpacked(asked.pictures, machine.runs)
+    run = _filled(machine, asked)
     run.write("request.json", request.model_dump(mode="json"))
     executor.start(run, "train")
     state = _follow_or_stop(run, executor)
@@ -117,18 +118,22 @@ def _train(asked: argparse.Namespace) -> int:
     return EXIT[state]
 
 
-def _unpacked(pictures: Path, runs_folder: Path) -> Run:
-    """A new run with the pictures of a ZIP; a ZIP that cannot be used leaves no run behind."""
-    if not pictures.is_file():
-        raise DatasetError(f"There is no file “{pictures}”.", "Give the path of a ZIP of pictures.", str(pictures))
-    run = runs.create(runs_folder)
+def _filled(here: Settings, asked: argparse.Namespace) -> Run:
+    """A new run with its pictures; what cannot be used leaves no run behind."""
+    run = runs.create(here.runs)
     try:
-        found = dataset.unpack(pictures, run)
+        if asked.dataset:
+            shelf.use(shelf.find(here, owners.AT_HOME, asked.dataset), run)
+        else:
+            dataset_commands.unpack(asked.pictures, run, asked.ground)
     except FinetuneError:
         runs.discard(run)
         raise
-    print(f"{len(found.images)} pictures, {len(found.ignored)} ignored. Run {run.id}")
-    for text in [*(f"{one.file} {one.reason}" for one in found.ignored), *found.warnings]:
+    found = dataset.read(run)
+    report = found.report()
+    ignored = sum(row.count for row in report if row.what == "ignored")
+    print(f"{len(found.images)} pictures, {ignored} files ignored. Run {run.id}")
+    for text in [*(f"{row.file}: {row.words}" for row in report if row.what != "used"), *found.warnings]:
         print(f"  {text}")
     return run
 

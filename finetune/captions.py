@@ -43,9 +43,17 @@ def with_trigger(caption: str, mode: Mode, trigger: str) -> str:
 
 
 def trained(caption: str | None, description: str | None, mode: Mode, trigger: str, captioning: bool) -> str:
-    """The caption that a picture is trained with: its own, else the captioner's description, else the plain one."""
-    text = caption or (description if captioning else None)
+    """The caption that a picture is trained with: its own, else the captioner's description, else the plain one.
+
+    An empty caption of its own asks for the plain one.
+    """
+    text = caption if caption is not None else description if captioning else None
     return with_trigger(text, mode, trigger) if text else plain(mode, trigger)
+
+
+def for_any_trigger(text: str, trigger: str) -> str:
+    """A caption in which the macro `[trigger]` stands for the word, so that it follows when that changes."""
+    return _word(trigger).sub("[trigger]", text)
 
 
 def names_trigger(text: str, trigger: str) -> int:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
+from math import gcd
 from pathlib import Path
 
 import numpy
@@ -37,12 +38,15 @@ class Encoded:
     """By picture, of one row; rows of different lengths come of families that do not pad."""
     prompts: tuple[Encoding, ...]
     empty: Encoding
+    repeats: tuple[int, ...] = ()
+    """By picture, how often it comes compared with the others; without, all come equally often."""
 
     def plan(self, seed: int, batch: int) -> Iterator[tuple[Tensor, Encoding]]:
         """Give the latents and captions of step after step, without end."""
         items = [(picture, latents) for picture, row in enumerate(self.latents) for latents in row]
         sizes = [(latents.shape, shapes(self.captions[picture])) for picture, latents in items]
-        for chosen in plan(sizes, seed, batch):
+        repeats = [self.repeats[picture] for picture, _ in items] if self.repeats else ()
+        for chosen in plan(sizes, seed, batch, repeats):
             yield (
                 torch.stack([items[number][1] for number in chosen]),
                 stack([self.captions[items[number][0]] for number in chosen]),
@@ -104,20 +108,24 @@ def shapes(encoding: Encoding) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(tensor.shape) for _, tensor in sorted(encoding.items()))
 
 
-def plan(sizes: Sequence[Hashable], seed: int, batch: int) -> Iterator[list[int]]:
+def plan(sizes: Sequence[Hashable], seed: int, batch: int, repeats: Sequence[int] = ()) -> Iterator[list[int]]:
     """Choose the items of step after step, all of one size in a step.
 
-    Every item comes equally often: within a size, all come in a new order before any comes again; sizes take turns by
-    how many items they have. A size with fewer items than a batch repeats them with other noise; nothing is dropped.
+    Every item comes as often as its repeats say, compared with the others: within a size, all come in a new order, each
+    that often, before that begins anew; sizes take turns by how many come from them. A size with fewer items than a
+    batch repeats them with other noise; nothing is dropped.
     """
     groups: dict[Hashable, list[int]] = {}
-    for number, size in enumerate(sizes):
-        groups.setdefault(size, []).append(number)
+    repeats = repeats or [1] * len(sizes)
+    common = gcd(*repeats)
+    for number, (size, often) in enumerate(zip(sizes, repeats, strict=True)):
+        groups.setdefault(size, []).extend([number] * (often // common))
+    total = sum(repeats) // common
     streams = {size: _shuffled_again_and_again(numbers, seed) for size, numbers in groups.items()}
     owed = dict.fromkeys(groups, 0.0)
     while True:
         for size, numbers in groups.items():
-            owed[size] += len(numbers) / len(sizes)
+            owed[size] += len(numbers) / total
         next_size = max(owed, key=lambda size: owed[size])
         owed[next_size] -= 1
         yield list(islice(streams[next_size], batch))

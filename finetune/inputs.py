@@ -144,6 +144,13 @@ class Request(BaseModel):
         "machine.",
         max_length=500,
     )
+    captioner: str = Field(
+        "",
+        title="Captioner",
+        description="What describes pictures without a caption: one of the list, or an image-text-to-text model on the "
+        "Hub. Leave empty for the one that suits base model and machine.",
+        max_length=200,
+    )
     seed: int = Field(
         0,
         title="Seed",

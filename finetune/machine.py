@@ -118,6 +118,14 @@ def best_device(settings: Settings) -> str:
     return f"cuda:{max(free, key=lambda number: free[number])}"
 
 
+def free_bytes(settings: Settings, device: str) -> int:
+    """How much memory of a device is free now, as far as FINETUNE_MEMORY_GIB allows."""
+    import torch
+
+    free = _available() if device == "cpu" else torch.cuda.mem_get_info(device)[0]
+    return min(free, settings.memory_bytes or free)
+
+
 def keep_within(settings: Settings, device: str) -> None:
     """Hold this process to FINETUNE_MEMORY_GIB on a GPU: beyond it, torch says that the memory is full."""
     import torch

@@ -77,7 +77,7 @@ def order(request: Request, base: BaseModel, pictures: int) -> Order:
         rank=request.lora_rank,
         batch=BATCH[request.priority],
         iterations=request.iterations,
-        resolutions_px=_resolutions(request.priority, base.resolution_px),
+        resolutions_px=resolutions(request.priority, base.resolution_px),
         pictures=pictures,
         drawn=looks * (len(request.sample_prompts) or prompt_count(request.priority, base)),
         drawn_px=_drawn_px(request.priority, base),
@@ -91,7 +91,7 @@ def prompt_count(priority: Priority, base: BaseModel) -> int:
 
 def _drawn_px(priority: Priority, base: BaseModel) -> int:
     """The side of samples: the largest that is trained, but for a base that knows only one size."""
-    return base.resolution_px if base.resolution_px <= SMALL_PX else max(_resolutions(priority, base.resolution_px))
+    return base.resolution_px if base.resolution_px <= SMALL_PX else max(resolutions(priority, base.resolution_px))
 
 
 def plan_for(request: Request, base: BaseModel, pictures: int, machine: Machine) -> Plan:
@@ -119,7 +119,7 @@ def resolve(request: Request, base: BaseModel, sample_prompts: list[str], device
         learning_rate=request.rate,
         warmup_steps=min(15, request.iterations // 10),
         batch_size=BATCH[request.priority],
-        resolutions_px=_resolutions(request.priority, base.resolution_px),
+        resolutions_px=resolutions(request.priority, base.resolution_px),
         time_shift=base.time_shift,
         seed=request.seed,
         sample_every=_every(request.iterations, SAMPLES_ON_THE_WAY[request.priority]),
@@ -132,7 +132,7 @@ def resolve(request: Request, base: BaseModel, sample_prompts: list[str], device
     )
 
 
-def _resolutions(priority: Priority, full_px: int) -> tuple[int, ...]:
+def resolutions(priority: Priority, full_px: int) -> tuple[int, ...]:
     """Sides of the squares whose areas pictures are trained at; multiples of 16."""
     three_quarters = max(16, full_px * 3 // 4 // 16 * 16)
     if priority is Priority.SPEED:

@@ -6,14 +6,14 @@ Each LoRA file is read back by another program's rules before the run may call i
 import json
 import re
 import unicodedata
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from finetune import dataset, formats, lora, parts, preview, publish, weights
+from finetune import dataset, formats, lora, parts, preview, publish, shelf, weights
+from finetune.dataset import exchange
 from finetune.encodings import Encoded
 from finetune.errors import ModelError
 from finetune.families import BaseModel, Model
@@ -29,8 +29,6 @@ LARGEST_MEAN_DIFFERENCE = 3.0
 OURS = "-comfyui"
 LONGEST_NAME, SLUG_LETTERS, SLUG_BYTES = 200, 80, 120
 """Files may have names of 255 bytes; the rest is for endings."""
-RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?:\..*)?", re.IGNORECASE | re.DOTALL)
-"""Names that mean a device on Windows, whatever their ending."""
 TITLES = {
     "-comfyui.safetensors": "LoRA for ComfyUI",
     ".safetensors": "LoRA",
@@ -72,8 +70,10 @@ class Handover:
     @property
     def about(self) -> About:
         """What the files say of the run beyond its settings."""
+        content_hash = dataset.content_hash(self.run)
         return About(
-            dataset_hash=dataset.content_hash(self.run),
+            dataset_hash=content_hash,
+            dataset_name=shelf.name_of(self.run, content_hash),
             pictures=len(self.trained),
             steps=self.step,
             base_revision=weights.revision(self.model.folder) if self.model.folder else "",
@@ -121,7 +121,7 @@ class Handover:
     def complete(self, files: Files, verified: Verified, report: Fidelity | None) -> list[dict[str, Any]]:
         """Write what belongs to the LoRA, and list all files for the page."""
         results, config = self.run.results, self.config
-        _write_captions(self.run, self.trained)
+        exchange.write_captions(results / "captions.zip", dataset.read(self.run).images, self.trained)
         (results / "settings.json").write_text(json.dumps(config.as_dict(), indent=1), encoding="utf-8")
         if report:
             (results / "fidelity.json").write_text(json.dumps(report.as_dict(), indent=1), encoding="utf-8")
@@ -151,27 +151,8 @@ def slug(name: str) -> str:
     short = words[:SLUG_LETTERS].encode()[:SLUG_BYTES].decode(errors="ignore").strip("-.")
     while short.lower().endswith(OURS):  # that ending tells our two files apart
         short = short[: -len(OURS)].strip("-.")
-    return f"lora-{short}" if RESERVED.fullmatch(short) else short or "lora"
-
-
-def unpacked_name(source: str) -> str:
-    """A picture's name within its ZIP as a path that unpacks to the same place everywhere, and never outside."""
-    parts = [re.sub(r'[<>:"|?*\\\x00-\x1f]', "_", part).rstrip(" .") for part in source.split("/")]
-    return "/".join(f"_{part}" if RESERVED.fullmatch(part) else part for part in parts if part) or "_"
+    return f"lora-{short}" if exchange.RESERVED.fullmatch(short) else short or "lora"
 
 
 def _kind(path: Path) -> str:
     return next(ending for ending in TITLES if path.name.endswith(ending))
-
-
-def _write_captions(run: Run, trained: list[str]) -> None:
-    """Write each caption under its picture's name, so that they can be unpacked beside the pictures."""
-    with zipfile.ZipFile(run.results / "captions.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        taken: set[str] = set()
-        for picture, caption in zip(dataset.read(run).images, trained, strict=True):
-            source = unpacked_name(picture.source)
-            stem = PurePosixPath(source).with_suffix("").as_posix()
-            ways = (f"{stem}.txt", f"{source}.txt", f"{source}.{picture.file}.txt")  # a.jpg, a.png and A.png
-            name = next(way for way in ways if way.casefold() not in taken)
-            taken.add(name.casefold())
-            archive.writestr(name, caption + "\n")

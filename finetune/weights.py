@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done in plain words, how many bytes are there, and of how many."""
+Pick = Callable[[Path, Iterable[str]], list[str]]
+"""Chooses from the names of all files of a repository, with a folder of its first ones."""
 
 WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors")
 """What diffusers and transformers load of a part: no other precision, no other program's format."""
@@ -44,16 +46,21 @@ def folder(base: BaseModel, progress: Progress) -> Path:
     if found and not lacking(found):
         return found
     with hub.in_words(base.source):
-        return _fetched(base, progress)
+        return of_hub(base.source, base.title, layouts.INDEXES, partial(_of_base, base), progress)
 
 
 def is_present(base: BaseModel) -> bool:
     """Whether a base model can be used without a download. Asks nobody."""
+    return here(base) is not None
+
+
+def here(base: BaseModel) -> Path | None:
+    """The folder of a base model that is whole on this machine; None of one that is not. Asks nobody."""
     place = _local(base) or hub.cached(base.source)
     try:
-        return place is not None and not lacking(place)
+        return place if place is not None and not lacking(place) else None
     except ModelError:  # no folder, or none of a model
-        return False
+        return None
 
 
 def missing_bytes(base: BaseModel) -> int:
@@ -104,7 +111,7 @@ def lacking(folder: Path) -> list[str]:
         if not place.is_dir():
             missing.append(f"{part}/")
         elif (place / "config.json").exists():  # a network; tokenizers and schedulers have no such file
-            missing += [f"{part}/{name}" for name in _weights_of(place) if not (place / name).exists()]
+            missing += [f"{part}/{name}" for name in files_of(place) if not (place / name).exists()]
     return missing
 
 
@@ -122,7 +129,7 @@ def _local(base: BaseModel) -> Path | None:
     return Path(base.source) if os.path.isabs(base.source) else None
 
 
-def _weights_of(part: Path) -> list[str]:
+def files_of(part: Path) -> list[str]:
     """The files of weights that a part is made of: those that its index names, or the only one."""
     for name in ("model", "diffusion_pytorch_model"):
         path = part / f"{name}.safetensors.index.json"
@@ -132,21 +139,20 @@ def _weights_of(part: Path) -> list[str]:
     return there or ["*.safetensors"]
 
 
-def _fetched(base: BaseModel, progress: Progress) -> Path:
-    """The snapshot of a repository with all that its parts need.
+def of_hub(repo: str, title: str, first: Iterable[str], pick: Pick, progress: Progress) -> Path:
+    """The snapshot of a repository of the Hub with the files that `pick` chooses once those named `first` are there.
 
-    Small files come first, so that a missing licence shows at once; weights are linked last, so that a snapshot with
-    weights is whole.
+    Small files come before weights, so that a missing licence shows at once; weights are linked last, so that a
+    snapshot with weights is whole. Raises: what `pick` raises, ModelError, and what the Hub, network and disk raise.
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    repo, quiet = base.source, {"tqdm_class": hub.silent_bar()}
-    snapshot = Path(snapshot_download(repo, allow_patterns=list(layouts.INDEXES), **quiet))
-    index, commit = layouts.index(snapshot), revision(snapshot)
+    quiet = {"tqdm_class": hub.silent_bar()}
+    snapshot = Path(snapshot_download(repo, allow_patterns=list(first), **quiet))
+    commit = revision(snapshot)
     listed = HfApi().model_info(repo, revision=commit, files_metadata=True).siblings
     sizes = {file.rfilename: file.size or 0 for file in listed}
-    names = wanted(sizes, index)
-    _check_parts(base, index, names)
+    names = pick(snapshot, list(sizes))
 
     files = _large([file for file in listed if file.rfilename in names], repo, snapshot)
     small = sorted(set(names) - {file.name for file in files})
@@ -155,23 +161,26 @@ def _fetched(base: BaseModel, progress: Progress) -> Path:
     def look(doing: str) -> None:
         progress(doing, settled + sum(file.there for file in files), total)
 
-    with _alone(snapshot, partial(look, f"Waiting for another run that downloads {base.title}")):
-        _check_space(base, total - settled - sum(file.there for file in files))
+    with _alone(snapshot, partial(look, f"Waiting for another run that downloads {title}")):
+        _check_space(title, total - settled - sum(file.there for file in files))
         snapshot_download(repo, revision=commit, allow_patterns=small, **quiet)
-        downloads.fetch(files, partial(look, f"Downloading {base.title}"))
+        downloads.fetch(files, partial(look, f"Downloading {title}"))
         snapshot_download(repo, revision=commit, allow_patterns=names, **quiet)
         _tidy(files, snapshot)
     return snapshot
 
 
-def _check_parts(base: BaseModel, index: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Make sure that a repository holds all its parts. Raises: ModelError."""
+def _of_base(base: BaseModel, snapshot: Path, listed: Iterable[str]) -> list[str]:
+    """The files of a base model. Raises: ModelError when its repository does not hold all its parts."""
+    index = layouts.index(snapshot)
+    names = wanted(listed, index)
     held = {name.rpartition("/")[0] for name in names}
     if elsewhere := sorted(set(parts(index)) - held):
         raise ModelError(
             f"{base.title} does not hold all its parts: {', '.join(elsewhere)} lies in another place.",
             "Put all parts into one folder, and give that folder as the base model.",
         )
+    return names
 
 
 def _large(listed: "Iterable[RepoSibling]", repo: str, snapshot: Path) -> list[downloads.File]:
@@ -207,14 +216,14 @@ def _alone(snapshot: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
         lock.release()
 
 
-def _check_space(base: BaseModel, needed: int) -> None:
+def _check_space(title: str, needed: int) -> None:
     """Make sure that a download fits the disk of the Hub's cache. Raises: ModelError."""
     from huggingface_hub import constants
 
     free = shutil.disk_usage(constants.HF_HUB_CACHE).free
     if needed > free:
         raise ModelError(
-            f"{base.title} needs {size_in_words(needed)} on the disk, but only {size_in_words(free)} are free in "
+            f"{title} needs {size_in_words(needed)} on the disk, but only {size_in_words(free)} are free in "
             f"{constants.HF_HUB_CACHE}.",
             "Make room there, or set HF_HOME to a folder on a larger disk; then start again.",
         )

@@ -35,6 +35,7 @@ from finetune import (
 )
 from finetune.checkpoints import Best
 from finetune.dataset import Picture
+from finetune.descriptions import Wish
 from finetune.encodings import Encoded
 from finetune.errors import FinetuneError, OutOfMemoryError
 from finetune.executors import Task
@@ -47,7 +48,7 @@ from finetune.results import Handover
 from finetune.runs import Run
 
 SECONDS_BETWEEN_LOOKS = 10.0
-"""Over how long the pace of a download is taken."""
+"""Over how long the pace of a download, or of captions, is taken."""
 
 
 class _Stopped(Exception):
@@ -93,10 +94,13 @@ def work(run: Run, task: Task) -> int:
 
 
 def _caption_draft(run: Run) -> None:
-    """Describe the pictures of a run that has not been started yet."""
+    """Describe the pictures of a run that has not been started yet; beside a run that trains, on the processor."""
     draft = run.read("draft.json")
-    device = _use_machine()
-    descriptions.describe(run, Mode(draft["mode"]), bases.find(draft["base_model"]), device, lambda done, of: None)
+    device = "cpu" if draft.get("on_processor") else _use_machine()
+    free = machine.free_bytes(settings.read(), device)
+    wish = Wish(Mode(draft["mode"]), bases.find(draft["base_model"]), "", draft.get("captioner", ""), device, free)
+    progress = partial(_timed, run, kind="caption_progress")
+    descriptions.describe(run, wish, partial(progress(), "Describing the pictures"), progress(unit="bytes"))
 
 
 def _train(run: Run) -> None:
@@ -133,12 +137,11 @@ def _prepare(run: Run, device: str) -> _Job:
     """Have the base model's files, settle the captions and every value, and encode all that training reads."""
     request = run.request()
     base = bases.find(request.base_model)
-    folder = weights.folder(base, _download_progress(run))
+    folder = weights.folder(base, _timed(run, name="fetch", unit="bytes"))
     base = bases.find(request.base_model)  # of one that was just fetched, more is known now
     pictures = dataset.read(run).images
     if request.captioning:
-        describing = partial(_tell_count, run, "captions", "Describing the pictures")
-        descriptions.describe(run, request.mode, base, device, describing)
+        _describe(run, request, base, device)
     trained = descriptions.trained_captions(run, pictures)
     # Captions by a person come first, because two of them become sample prompts.
     by_a_person = [text for text, picture in zip(trained, pictures, strict=True) if picture.caption]
@@ -151,9 +154,29 @@ def _prepare(run: Run, device: str) -> _Job:
     encoded = encodings.encode(
         model, paths, trained, config.sample_prompts, config.resolutions_px, run.encodings, progress
     )
+    encoded = replace(encoded, repeats=tuple(picture.repeats for picture in pictures))
     held_out = fidelity.hold_out(model, paths, encoded, config.resolutions_px, run.encodings)
     model.release("vae")  # for samples it is loaded again, when the transformer is there
     return _Job(run, config, base, model, trained, encoded, held_out)
+
+
+def _describe(run: Run, request: Request, base: BaseModel, device: str) -> None:
+    """Let the pictures be described; a captioner that fails costs the descriptions, and never the run."""
+    wish = Wish(
+        request.mode,
+        base,
+        request.trigger_word,
+        request.captioner,
+        device,
+        machine.free_bytes(settings.read(), device),
+    )
+    describing = partial(_timed(run, name="captions"), "Describing the pictures")
+    try:
+        with trainer.memory_in_words():
+            descriptions.describe(run, wish, describing, _timed(run, name="fetch", unit="bytes"))
+    except FinetuneError as error:
+        plain = "Pictures without a caption get the plain one."
+        run.tell("warning", message=f"{error.message} {plain}", hint=error.hint)
 
 
 def _configure(run: Run, request: Request, base: BaseModel, known: list[str], device: str) -> TrainConfig:
@@ -309,19 +332,20 @@ def _tell_count(run: Run, stage: str, title: str, done: int, of: int) -> None:
     run.tell("stage", name=stage, title=title, done=done, of=of)
 
 
-def _download_progress(run: Run) -> weights.Progress:
-    """Tell of a download with the time that is left; who asks to stop ends it, and it goes on from there later."""
+def _timed(run: Run, kind: str = "stage", **about: str) -> weights.Progress:
+    """Tell how far something is, with the time that is left; who asks to stop ends it, and it goes on from there
+    later."""
     looks: list[tuple[float, int]] = []
 
     def tell(title: str, done: int, of: int) -> None:
         if run.is_asked_to_stop():
             raise _Stopped
         looks.append((time.monotonic(), done))
-        while looks[-1][0] - looks[0][0] > SECONDS_BETWEEN_LOOKS:
+        while looks[-1][0] - looks[0][0] > SECONDS_BETWEEN_LOOKS and len(looks) > 2:
             del looks[0]
         _, left = downloads.pace(looks, of)
         seconds = None if left is None else round(left)
-        run.tell("stage", name="fetch", title=title, done=done, of=of, unit="bytes", seconds_left=seconds)
+        run.tell(kind, **about, title=title, done=done, of=of, seconds_left=seconds)
 
     return tell
 

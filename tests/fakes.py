@@ -169,5 +169,5 @@ def page_request(cookies: str = "", query: str = "", **headers: str) -> Any:
     return Request({"type": "http", "headers": raw, "query_string": query.encode(), "root_path": "", **about})
 
 
-def ignore(*told: Any) -> None:
+def ignore(*told: Any, **more: Any) -> None:
     """Hear what is told, and do nothing."""

@@ -24,6 +24,7 @@ DIFFERENCES = [
     # place, what is published, what is ours, why
     ("ResultResponse.preview", NOTHING, FIELD, RECORDED),
     ("ResultResponse.error", NOTHING, FIELD, RECORDED),
+    ("FinetuneInputs.captioner", NOTHING, FIELD, "a run's pictures can be described by a model of one's choice"),
     ("FinetuneDetailResponse.finetune_comment", NOTHING, FIELD, RECORDED),
     ("FinetuneDetailResponse.status", NOTHING, FIELD, RECORDED),
     ("FinetuneDetailResponse.created_at", NOTHING, FIELD, RECORDED),

@@ -77,6 +77,14 @@ def test_front_matter_says_what_the_hub_needs():
     assert data.to_dict()["widget"][1] == {"text": "a plum by TOK", "output": {"url": "images/1.png"}}
 
 
+def test_dataset_is_called_by_its_name():
+    """Where it is kept under one; what somebody typed there is text."""
+    _, shown = _shown(card.write(_facts(dataset_name="<b>my</b> pears")))
+
+    assert "(dataset “<b>my</b> pears”, abc123)" in shown
+    assert "(dataset abc123)" in _shown(card.write(_facts()))[1]
+
+
 def test_licence_of_the_hub_is_named_by_its_id():
     """Apache 2.0 has an id on the Hub and needs neither name nor link there."""
     data = ModelCard(card.write(_facts(licence="Apache 2.0", is_commercial=True))).data

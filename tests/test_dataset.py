@@ -1,6 +1,7 @@
 """Facts about what becomes of an uploaded ZIP."""
 
 import dataclasses
+import io
 import json
 import random
 import stat
@@ -10,7 +11,10 @@ import zlib
 from functools import partial
 from pathlib import Path
 
+import corpus
+import hostile
 import pillow_heif
+import profiles
 import pytest
 from pictures import Content, encoded, picture, zip_of
 from PIL import Image, ImageCms
@@ -18,7 +22,8 @@ from PIL import Image, ImageCms
 from finetune import dataset, runs
 from finetune.dataset import Limits, Picture, intake
 from finetune.dataset.archive import natural_order
-from finetune.errors import DatasetError
+from finetune.dataset.intake import Text
+from finetune.errors import ConfigError, DatasetError
 from finetune.runs import Run
 
 WHITE = (255, 255, 255)
@@ -74,13 +79,13 @@ def test_read_gives_back_what_unpack_found(unpack, run):
 
 def test_dataset_file_has_the_agreed_keys(unpack, run):
     """The file that page and worker read has the keys that they expect."""
-    unpack({"a.png": picture(), "x.pdf": b"%PDF"})
+    unpack({"a.png": picture(), "x.bin": b"%PDF"})
 
     values = json.loads((run.folder / "dataset.json").read_text(encoding="utf-8"))
 
-    assert set(values) == {"images", "ignored", "warnings"}
+    assert set(values) == {"images", "ignored", "warnings", "texts", "ground"}
     assert set(values["images"][0]) == {field.name for field in dataclasses.fields(Picture)}
-    assert values["ignored"] == [{"file": "x.pdf", "reason": "is not a picture"}]
+    assert values["ignored"] == [{"file": "x.bin", "reason": "is not a picture", "count": 1}]
 
 
 def test_a_run_without_pictures_says_so(run):
@@ -203,10 +208,18 @@ def test_backslashes_separate_folders(tmp_path, run):
 # --- what is ignored
 
 
-@pytest.mark.parametrize("name", ["notes.pdf", "clip.mp4", "drawing.svg", "noending"])
-def test_other_files_are_listed(unpack, name):
-    """What is no picture is left out and listed."""
-    assert reasons(unpack({"a.png": picture(), name: b"something"})) == {name: "is not a picture"}
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("noending", "is not a picture"),
+        ("clip.mp4", "is not a picture: it is a video; save single pictures of it"),
+        ("drawing.svg", "is not a picture: it is a drawing; save it as PNG"),
+        ("IMG_1.NEF", "is not a picture: it is a camera’s raw picture; save it as JPEG"),
+    ],
+)
+def test_other_files_are_listed(unpack, name, reason):
+    """What is no picture is left out and listed, with what to do where something can be done."""
+    assert reasons(unpack({"a.png": picture(), name: b"something"})) == {name: reason}
 
 
 def test_clutter_is_listed_once(unpack):
@@ -345,6 +358,22 @@ def test_an_opaque_alpha_channel_needs_no_note(unpack):
     assert unpack({"a.png": picture(mode="RGBA")}).images[0].notes == ()
 
 
+@pytest.mark.parametrize(("ground", "pixel"), [("white", 255), ("black", 0), ("grey", 128)])
+def test_ground_can_be_chosen(unpack, run, ground, pixel):
+    """What is transparent becomes what was asked for, and the dataset remembers it."""
+    found = unpack({"a.png": Image.new("RGBA", (32, 32), (0, 0, 0, 0))}, ground=ground)
+
+    assert pixels(run).getpixel((8, 8)) == (pixel,) * 3
+    assert found.images[0].notes == (f"what was transparent became {ground}",)
+    assert dataset.read(run).ground == ground
+
+
+def test_unknown_ground_is_refused(unpack):
+    """There are three grounds, and what is none of them is named with the ones that there are."""
+    with pytest.raises(ConfigError, match="no ground “pink”. Choose white, black, grey"):
+        unpack({"a.png": picture()}, ground="pink")
+
+
 def test_grey_with_alpha_becomes_white(unpack, run):
     """Grey pictures with alpha lie on white too."""
     unpack({"a.png": Image.new("LA", (32, 32), (0, 0))})
@@ -401,11 +430,64 @@ def test_an_icc_profile_is_applied(unpack, run):
     assert near(pixels(run).getpixel((8, 8)), (0, 0, 255), 40)
 
 
+@pytest.mark.parametrize(("primaries", "gamma"), [(profiles.ADOBE, profiles.ADOBE_GAMMA), (profiles.P3, 2.2)])
+@pytest.mark.parametrize("pixel", [(200, 100, 50), (40, 180, 90), (128, 128, 128), (10, 20, 240)])
+def test_colours_of_cameras_and_phones_are_right(unpack, run, primaries, gamma, pixel):
+    """Adobe RGB and Display P3 become the sRGB that the formulas of both give."""
+    profile = profiles.matrix_profile(primaries, gamma, "Camera")
+
+    found = unpack({"a.png": encoded(Image.new("RGB", (32, 32), pixel), icc_profile=profile)})
+
+    assert near(pixels(run).getpixel((8, 8)), profiles.to_srgb(pixel, primaries, gamma), 1)
+    assert found.images[0].notes == ("its colours were converted to sRGB",)
+
+
+def test_grey_of_a_scanner_is_right(unpack, run):
+    """Grey with a linear curve becomes the grey that looks as light in sRGB."""
+    unpack({"a.png": encoded(Image.new("L", (32, 32), 55), icc_profile=profiles.grey_profile(1.0))})
+
+    assert near(pixels(run).getpixel((8, 8)), (128, 128, 128), 1)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_inks_of_a_profile_are_right(unpack, run, format):
+    """Inks have the colours of their press, as the colour library alone converts them."""
+    profile = profiles.ink_profile()
+    image = Image.new("CMYK", (32, 32), (0, 0, 255, 0))
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    wanted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+
+    unpack({"a.x.tif": encoded(image, format, icc_profile=profile)})
+
+    assert near(pixels(run).getpixel((8, 8)), wanted.getpixel((8, 8)), 2)
+    assert not near(wanted.getpixel((8, 8)), (255, 255, 0), 30)
+
+
+def test_inks_that_are_not_inverted_are_right(unpack):
+    """A CMYK JPEG that is not Adobe's says how much ink there is, not how much is missing: the picture is the same."""
+    found = unpack({"a.jpg": corpus.ink_of_no_adobe(), "b.jpg": corpus.ink("JPEG")})
+
+    assert "adobe" not in Image.open(io.BytesIO(corpus.ink_of_no_adobe())).info
+    assert reasons(found) == {"b.jpg": "has the same pixels as a.jpg"}
+
+
+def test_16_bits_of_colour_become_the_nearest_8(unpack, run):
+    """Of a PNG with 16 bits a colour the upper ones are kept, alpha included."""
+    opaque, clear = (struct.pack(">4H", 40_000, 20_000, 10_000, alpha) for alpha in (65_535, 0))
+    rows = zlib.compress((b"\0" + opaque * 16 + clear * 16) * 32)
+
+    unpack({"a.png": hostile.png(32, 32, rows, colour=6, depth=16)})
+
+    assert near(pixels(run).getpixel((8, 8)), (156, 78, 39), 1)
+    assert pixels(run).getpixel((24, 8)) == WHITE
+
+
 def test_a_broken_icc_profile_is_overlooked(unpack, run):
-    """A profile that cannot be read costs the profile, not the picture."""
-    unpack({"a.png": encoded(picture(), icc_profile=b"rubbish")})
+    """A profile that cannot be read costs the profile, not the picture, and a note says so."""
+    found = unpack({"a.png": encoded(picture(), icc_profile=b"rubbish")})
 
     assert pixels(run).tobytes() == picture().tobytes()
+    assert found.images[0].notes == ("its colour profile cannot be used",)
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
@@ -613,17 +695,16 @@ def test_a_jsonl_table_gives_captions(unpack):
     found = unpack({"a.png": picture(1), "f/b.png": picture(2), "metadata.jsonl": table})
 
     assert [image.caption for image in found.images] == ["a cat", "a dog"]
-    assert reasons(found) == {"metadata.jsonl": "line 2 cannot be read as JSON"}
+    assert found.texts == (Text("metadata.jsonl", 2, ("line 2 cannot be read as JSON",)),)
 
 
 def test_rows_of_a_table_that_are_of_no_use_are_listed(unpack):
     """A row for a picture that is not there, and a row without a caption, are named."""
     found = unpack({"a.png": picture(), "captions.csv": "file,caption\nx.png,a cat\na.png,\n"})
 
-    assert [one.reason for one in found.ignored] == [
-        "a row is for no picture of the ZIP: x.png",
-        "no caption in it for a.png",
-    ]
+    assert reasons(found) == {
+        "captions.csv": "a row is for no picture of the ZIP: x.png; no caption in it for a.png",
+    }
 
 
 @pytest.mark.parametrize("table", ["name,words\na.png,a cat\n", "", 'file,caption\na.png,"' + "x" * 200_000])
@@ -641,6 +722,138 @@ def test_a_text_file_wins_over_a_table(unpack):
 
     assert found.images[0].caption == "mine"
     assert found.images[0].notes == ("has two captions; the one of a.txt was taken, not of captions.csv",)
+
+
+@pytest.mark.parametrize("row", ["a.png", "./A.PNG", "f\\\\a.png", "/home/me/train/f/a.png", "C:\\\\x\\\\f\\\\a"])
+def test_a_table_may_call_a_picture_by_any_path(unpack, row):
+    """The end of a path decides, with the ending or without, whoever's disk it is on."""
+    table = f'{{"file_name": "{row}", "text": "a cat"}}'
+
+    found = unpack({"f/a.png": picture(1), "g/b.png": picture(2), "metadata.jsonl": table})
+
+    assert [image.caption for image in found.images] == ["a cat", None]
+
+
+def test_a_name_that_fits_two_pictures_is_none(unpack):
+    """A bare name that two folders have is not guessed."""
+    found = unpack({"f/a.png": picture(1), "g/a.png": picture(2), "captions.csv": "file,caption\na.png,a cat\n"})
+
+    assert [image.caption for image in found.images] == [None, None]
+
+
+# --- files one by one, and folders
+
+
+def loose(folder: Path, files: dict[str, Content]) -> Path:
+    """Write files into a folder."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = encoded(content) if isinstance(content, Image.Image) else content
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return folder
+
+
+def test_a_folder_is_read_like_a_zip(tmp_path, run, unpack):
+    """A folder comes to the same pictures, captions and report as the same files in a ZIP."""
+    files = {"10_dog/a.png": picture(1), "10_dog/a.txt": "a dog", "b.png": picture(2), "x.pdf": b"%PDF"}
+    folder = loose(tmp_path / "dogs", files)
+
+    found = here(dataset.files([folder]), run)
+
+    zipped = unpack({f"dogs/{name}": content for name, content in files.items()})
+    assert found == zipped
+    assert [image.repeats for image in found.images] == [1, 10][::-1]
+
+
+def test_files_are_read_in_a_process_of_their_own(tmp_path, run):
+    """Files without a ZIP go the same way, under the same limits."""
+    folder = loose(tmp_path / "dogs", {"a.png": picture(1), "a.txt": "a dog"})
+
+    found = dataset.unpack(dataset.files([folder / "a.png", folder / "a.txt"]), run)
+
+    assert [(image.source, image.caption) for image in found.images] == [("a.png", "a dog")]
+
+
+def test_a_single_zip_among_files_is_opened(tmp_path, run):
+    """One file that is a ZIP is one, whatever it is called."""
+    path = zip_of(tmp_path / "dogs.cbz", {"a.png": picture(1)})
+
+    assert here(dataset.files([path]), run).images[0].source == "a.png"
+
+
+def test_a_zip_among_other_files_is_listed(tmp_path, run):
+    """Several files of which one is a ZIP: it is left out, and the reason says what to do."""
+    inner = zip_of(tmp_path / "more.zip", {"b.png": picture(2)}).read_bytes()
+    folder = loose(tmp_path / "dogs", {"a.png": picture(1), "more.zip": inner})
+
+    assert "upload it alone" in reasons(here(dataset.files([folder]), run))["dogs/more.zip"]
+
+
+def test_two_files_of_one_name_are_both_used(tmp_path, run):
+    """Pictures of two cameras may have one name: each keeps its own caption."""
+    folder = loose(tmp_path, {"1/a.png": picture(1), "1/a.txt": "one", "2/a.png": picture(2), "2/a.txt": "two"})
+    upload = [(path.name, path) for path in sorted(folder.glob("[12]/*"))]
+
+    found = here(upload, run)
+
+    assert [(one.source, one.caption) for one in found.images] == [("a (2).png", "two"), ("a.png", "one")]
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", "C:/a.png", "f/../../a.png"])
+def test_names_of_files_are_not_believed(tmp_path, run, name):
+    """What a browser calls a file is held to the same rules as a name in a ZIP."""
+    folder = loose(tmp_path / "in", {"a.png": picture(1), "b.png": picture(2)})
+
+    found = here([(name, folder / "a.png"), ("b.png", folder / "b.png")], run)
+
+    assert [image.source for image in found.images] == ["b.png"]
+    assert "its name" in reasons(found)[name]
+
+
+def test_links_in_a_folder_are_listed_and_not_followed(tmp_path, run):
+    """A link to another folder would lead anywhere, and perhaps in circles."""
+    folder = loose(tmp_path / "dogs", {"a.png": picture(1)})
+    (folder / "round").symlink_to(folder, target_is_directory=True)
+
+    assert reasons(here(dataset.files([folder]), run)) == {
+        "dogs/round": "is a folder, a broken link or a device, not a file"
+    }
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path):
+    """Before anything is read, each path is looked for."""
+    with pytest.raises(DatasetError, match="There is no file"):
+        dataset.files([tmp_path / "gone"])
+
+
+def test_too_many_files_of_a_folder_are_refused(tmp_path, run):
+    """A folder of countless files is refused as a ZIP of them is."""
+    folder = loose(tmp_path / "dogs", {f"{number}.png": b"" for number in range(4)})
+
+    with pytest.raises(DatasetError, match="more than 3 files"):
+        here(dataset.files([folder]), run, limits=Limits(files=3))
+
+
+# --- repeats
+
+
+def test_passes_count_repeats_by_their_ratio(unpack):
+    """100 steps of 4 pictures: four pictures come 100 times each; with 20 and 10 repeats, once per three."""
+    files = {f"{number}.png": picture(number) for number in range(4)}
+    kohya = {"20_a/1.png": picture(1), "10_b/2.png": picture(2)}
+
+    assert dataset.passes(unpack(files), 100, 4) == 100
+    assert dataset.passes(unpack({f"10_a/{name}": file for name, file in files.items()}), 100, 4) == 100
+    assert dataset.passes(unpack(kohya), 300, 1) == 100
+
+
+def test_many_folders_with_repeats_are_said_in_short(unpack):
+    """Of dozens of folders the first are named."""
+    found = unpack({f"{number}_x/{number}.png": picture(number) for number in range(1, 20)})
+
+    assert len(found.warnings) == 6
+    assert found.warnings[-1] == "So do 13 more of its folders, each by its number."
 
 
 # --- ZIPs
@@ -792,7 +1005,7 @@ def test_the_sum_of_all_files_has_a_limit(unpack):
     """A ZIP that unpacks to more than the machine allows is refused."""
     content = {f"{seed}.png": random.Random(seed).randbytes(2**20) for seed in range(3)}
 
-    with pytest.raises(DatasetError, match="unpacks to more"):
+    with pytest.raises(DatasetError, match="comes to more"):
         unpack(content, limits=Limits(total_bytes=2**21))
 
 

@@ -1,6 +1,7 @@
 """Encoding once: what is kept, what is read again, how pictures are cut, which ones a step sees."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -154,8 +155,8 @@ def test_pixels_are_cut_from_the_middle(tmp_path):
     assert (pixels == 1).all()
 
 
-def _counts(sizes, steps, batch, seed=0):
-    return Counter(item for chosen in islice(encodings.plan(sizes, seed, batch), steps) for item in chosen)
+def _counts(sizes, steps, batch, seed=0, repeats=()):
+    return Counter(item for chosen in islice(encodings.plan(sizes, seed, batch, repeats), steps) for item in chosen)
 
 
 def test_all_pictures_of_one_size_come_equally_often():
@@ -190,3 +191,38 @@ def test_plan_depends_on_the_seed_alone():
 
     assert first == again
     assert first != other
+
+
+def test_pictures_come_as_often_as_their_repeats_say():
+    """Over whole rounds, a picture of five repeats comes exactly five times as often as one of one."""
+    counts = _counts(["a"] * 4, steps=40, batch=2, repeats=[5, 1, 3, 1])
+
+    assert counts == {0: 40, 1: 8, 2: 24, 3: 8}
+
+
+def test_repeats_hold_across_sizes():
+    """Pictures of several sizes keep their ratio: sizes take turns by how many come from them."""
+    counts = _counts(["a", "a", "b", "c"], steps=200, batch=2, repeats=[4, 2, 2, 2])
+
+    assert [counts[number] / counts[1] for number in range(4)] == pytest.approx([2, 1, 1, 1], rel=0.05)
+
+
+def test_ratio_of_repeats_alone_counts():
+    """Ten repeats of every picture are the same plan, step by step, as one, and as none said at all."""
+    plans = [list(islice(encodings.plan(["a", "b", "a"], 3, 2, repeats), 30)) for repeats in ((), [1] * 3, [10] * 3)]
+
+    assert plans[0] == plans[1] == plans[2]
+
+
+def test_repeated_pictures_are_encoded_once_and_planned_alike_again(tmp_path):
+    """Repeats cost no encoding, and a plan that begins anew goes the same way."""
+    paths = fakes.pictures(tmp_path / "images", [(40, 40), (40, 40)])
+    model = Counting()
+    encoded = replace(_encode(model, tmp_path / "kept", paths, ["one", "two"]), repeats=(3, 1))
+    first = encoded.captions[0]["text"][0]
+
+    seen, again = ([row for _, rows in islice(encoded.plan(0, 2), 8) for row in rows["text"]] for _ in range(2))
+
+    assert model.pictures == 2
+    assert sum(bool(first.equal(row)) for row in seen) == 12
+    assert all(torch.equal(one, other) for one, other in zip(seen, again, strict=True))

@@ -181,6 +181,12 @@ def test_published_names_are_those_that_diffusers_converts(family):
 
 
 @every_family
+def test_patch_is_known_before_a_model_is_loaded(family):
+    """The page shows how pictures are cut without torch, by what the trainer cuts them by."""
+    assert family.patch_px == family.tiny().patch_px
+
+
+@every_family
 def test_latents_and_velocity_have_one_shape(family):
     """What goes into the network comes out of it in the same shape, for pictures of any aspect."""
     model = family.tiny()

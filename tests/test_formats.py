@@ -15,7 +15,9 @@ from finetune.errors import ModelError, TrainingError
 from finetune.families.flux2 import DEMO
 
 FAMILIES = registry.families().values()
-ABOUT = formats.About(dataset_hash="5eed", pictures=4, steps=9, base_revision="c0ffee", description="four pears")
+ABOUT = formats.About(
+    dataset_hash="5eed", pictures=4, steps=9, base_revision="c0ffee", description="four pears", dataset_name="pears"
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def test_metadata_tells_what_the_lora_is(tiny, tmp_path, which):
     assert metadata["modelspec.license"] == f"{base.licence} ({base.licence_url})"
     assert metadata["base_model"] == metadata["ss_base_model_version"] == "tiny"
     assert (metadata["base_model_source"], metadata["base_model_revision"]) == ("someone/pears", "c0ffee")
-    assert metadata["dataset_hash"] == "5eed"
+    assert (metadata["dataset_hash"], metadata["dataset_name"]) == ("5eed", "pears")
     assert (metadata["ss_num_train_images"], metadata["ss_steps"], metadata["ss_max_train_steps"]) == ("4", "9", "10")
     assert metadata["ss_tag_frequency"] == {"my-first-finetune": {"TOK": 4}}
     assert metadata["finetune"] == json.loads(json.dumps(fakes.config().as_dict()))

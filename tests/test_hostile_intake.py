@@ -93,7 +93,7 @@ def test_a_picture_that_takes_too_long_ends_the_upload(tmp_path, run):
     """No single file holds the service up; which one it was is said."""
     path = zip_of(tmp_path / "in.zip", {"a.png": picture(), "b.jpg": slow_jpeg()})
 
-    with pytest.raises(DatasetError, match="File 2 of 2 in the ZIP took longer than 5 seconds"):
+    with pytest.raises(DatasetError, match="File 2 of 2 took longer than 5 seconds"):
         dataset.unpack(path, run, limits=Limits(file_seconds=5))
 
     assert not children()
@@ -124,7 +124,7 @@ def test_a_crash_ends_the_upload_and_not_the_service(tmp_path, run):
         if done == 1:
             children()[0].kill()
 
-    with pytest.raises(DatasetError, match="File 2 of 2 in the ZIP cannot be read"):
+    with pytest.raises(DatasetError, match="File 2 of 2 cannot be read"):
         dataset.unpack(path, run, crash)
 
     assert [one.name for one in run.folder.iterdir()] == ["run.json"]

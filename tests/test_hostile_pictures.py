@@ -363,7 +363,7 @@ def test_changed_pictures_and_zips_do_no_harm():
 
     assert done.returncode == 0, done.stderr.decode()
     found = json.loads(done.stdout)
-    assert {one["format"] for one in found} == {*FORMATS, "ZIP"}
+    assert {one["format"] for one in found} >= {*FORMATS, "ZIP"}
     assert max(one["slowest_seconds"] for one in found) < 10
     assert max(one["peak_mib"] for one in found) < 800
-    assert all(one["refused"] > 20 for one in found)
+    assert all(one["refused"] > 20 for one in found if one["format"] in FORMATS)

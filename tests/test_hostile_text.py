@@ -13,7 +13,7 @@ from hostile import Member
 from pictures import encoded, picture, zip_of
 
 from finetune import bases, captions, dataset, hub, results, runs
-from finetune.dataset import archive, intake, texts
+from finetune.dataset import archive, exchange, intake, texts
 from finetune.errors import ConfigError
 from finetune.formats import card
 from finetune.inputs import Mode
@@ -36,7 +36,7 @@ LONG = (
 )
 READERS = {
     "slug": results.slug,
-    "unpacked name": results.unpacked_name,
+    "unpacked name": exchange.unpacked_name,
     "card": card.text,
     "address": lambda text: card._address(text.encode(errors="replace").decode()),
     "code": card._code,
@@ -159,7 +159,7 @@ def test_any_name_becomes_a_file_name_of_every_system(tmp_path, name):
 
     assert re.fullmatch(r"[\w.-]+", made) and made[0] not in ".-"
     assert len(made.encode()) <= 255
-    assert PureWindowsPath(made).name == made and not results.RESERVED.fullmatch(made)
+    assert PureWindowsPath(made).name == made and not exchange.RESERVED.fullmatch(made)
     assert not results.slug(name).lower().endswith(results.OURS)
 
 
@@ -182,23 +182,23 @@ def test_any_name_becomes_a_file_name_of_every_system(tmp_path, name):
 )
 def test_captions_unpack_inside_their_folder_on_every_system(source):
     """No name in captions.zip climbs, names a disk or a device, or is a path of its own."""
-    name = results.unpacked_name(source)
+    name = exchange.unpacked_name(source)
 
     for path in (PurePosixPath(name), PureWindowsPath(name)):
         assert not path.is_absolute() and not path.drive
         assert ".." not in path.parts
-        assert not [part for part in path.parts if results.RESERVED.fullmatch(part) or part != part.rstrip(" .")]
+        assert not [part for part in path.parts if exchange.RESERVED.fullmatch(part) or part != part.rstrip(" .")]
 
 
 def test_names_of_captions_are_unique_on_every_system(tmp_path, run):
     """Pictures whose names differ by their ending or by capital letters alone keep their captions apart."""
     names = ("a.png", "a.webp", "A.png", "b/con.png", "b/CON.png")
     here(zip_of(tmp_path / "in.zip", {name: picture(number) for number, name in enumerate(names)}), run)
-    run.results.mkdir()
+    captions = [f"caption {number}" for number in range(len(names))]
 
-    results._write_captions(run, [f"caption {number}" for number in range(len(names))])
+    exchange.write_captions(tmp_path / "captions.zip", dataset.read(run).images, captions)
 
-    with zipfile.ZipFile(run.results / "captions.zip") as written:
+    with zipfile.ZipFile(tmp_path / "captions.zip") as written:
         found = written.namelist()
     assert len({name.casefold() for name in found}) == len(names)
     assert "a.txt" in {name.casefold() for name in found}

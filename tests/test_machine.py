@@ -62,3 +62,9 @@ def test_reading_loads_no_torch(tmp_path):
     )
 
     assert done.returncode == 0
+
+
+def test_free_memory_is_no_more_than_the_owner_allows(tmp_path):
+    """What is free now, or what FINETUNE_MEMORY_GIB allows if that is less."""
+    assert machine.free_bytes(settings.Settings(home=tmp_path), "cpu") > 2**20
+    assert machine.free_bytes(settings.Settings(home=tmp_path, memory_bytes=1000), "cpu") == 1000

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import fakes
@@ -9,7 +10,7 @@ import pictures
 import pytest
 
 from finetune import __main__ as program
-from finetune import registry, runs
+from finetune import dataset, owners, registry, runs, settings, shelf
 from finetune.errors import FinetuneError
 from finetune.inputs import Request
 from finetune.runs import State
@@ -227,3 +228,24 @@ def test_key_is_revoked(capsys):
 def test_command_about_keys_that_cannot_be_done_is_refused_in_words(capsys, words, told):
     """An id that there is not, and a name that cannot be one."""
     assert told in refused(capsys, "key", *words)
+
+
+def test_pictures_are_given_in_one_way(capsys, home, zip):
+    """As a path or as a dataset, and not as both."""
+    assert "Which pictures?" in refused(capsys, "train", "--mode", "style")
+    assert "Which pictures?" in refused(capsys, "train", zip, "--dataset", "things", "--mode", "style")
+    assert not list(home.rglob("run.json"))
+
+
+def test_dataset_is_trained_with(home, zip, capsys):
+    """A run is made of what was kept under a name; a name that there is not leaves no run behind."""
+    here, usual = settings.read(), {"pictures": [], "dataset": None, "ground": "white"}
+    first = program._filled(here, Namespace(**{**usual, "pictures": [zip]}))
+    kept = shelf.keep(here, first, "My things", owners.AT_HOME)
+
+    run = program._filled(here, Namespace(**{**usual, "dataset": "my things"}))
+
+    assert dataset.content_hash(run) == kept.hash
+    assert f"4 pictures, 0 files ignored. Run {run.id}" in capsys.readouterr().out
+    assert "There is “My things”" in refused(capsys, "train", "--dataset", "nothing", "--mode", "style")
+    assert len(list(runs.all_in(here.runs))) == 2

@@ -111,7 +111,7 @@ def open_page(browser):
 
 def _load_example(page):
     page.get_by_role("button", name="Load the example").click()
-    sync_api.expect(page.locator(".pictures .picture")).to_have_count(16)
+    sync_api.expect(page.locator(".pictures .cell")).to_have_count(16)
 
 
 def _field(page, name):
@@ -137,7 +137,7 @@ def test_zip_becomes_a_lora_on_the_page(service, open_page, tmp_path):
     """The example is loaded, trained on the demo base, and its LoRA downloaded."""
     page = open_page(service.url)
     _load_example(page)
-    sync_api.expect(page.locator(".pictures .described")).to_have_count(6, timeout=90_000)
+    sync_api.expect(page.locator(".pictures [data-origin=described]")).to_have_count(6, timeout=90_000)
     page.locator("#field-iterations input[type=number]").fill("100")
     _choose(page, "finetune_type", "LoRA adapter")
     _choose(page, "priority", "Speed")
@@ -163,7 +163,7 @@ def test_what_is_wrong_is_said_beside_the_fields(pretended, open_page):
 
     page.get_by_role("button", name="Train", exact=True).click()
 
-    sync_api.expect(page.get_by_text("Drop a ZIP of pictures first")).to_be_visible()
+    sync_api.expect(page.get_by_text("Drop pictures first")).to_be_visible()
     sync_api.expect(page.get_by_text("Is needed.")).to_have_count(2)
     assert "run=" not in page.url
 
@@ -185,7 +185,7 @@ def test_upload_shows_captions_that_follow_the_form(pretended, open_page, tmp_pa
     page = open_page(pretended.url)
     path = pretend.zip_of_pictures(tmp_path / "things.zip")
     page.locator("#pictures-zip input[type=file]").set_input_files(path)
-    first = page.locator(".pictures figcaption span").first
+    first = page.locator(".pictures .caption").first
     sync_api.expect(first).to_have_text("TOK, a thing of kind 0")
 
     _choose(page, "mode", "Style")
@@ -193,7 +193,7 @@ def test_upload_shows_captions_that_follow_the_form(pretended, open_page, tmp_pa
     sync_api.expect(first).to_have_text("a thing of kind 0 in the style of MUG")
 
     page.reload()
-    sync_api.expect(page.locator(".pictures .picture")).to_have_count(4)
+    sync_api.expect(page.locator(".pictures .cell")).to_have_count(4)
 
 
 def test_run_survives_refresh_second_browser_and_restart(pretended, open_page):

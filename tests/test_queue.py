@@ -250,6 +250,25 @@ def test_captioner_of_a_draft_makes_way_for_its_training(bench):
     assert bench.executor.started == [(run.id, "caption"), (run.id, "train")]
 
 
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_captioner_leaves_the_gpu_to_a_run(bench, has_gpu):
+    """When a run starts, a draft's captioner goes on on the processor; where there is no GPU, it is left alone."""
+    about = Machine("cuda:0" if has_gpu else "cpu", "-", 1, 1, 1, 1.0, 1, False)
+    (bench.settings.home / "machine.json").write_text(json.dumps(dataclasses.asdict(about)))
+    draft = bench.draft()
+    bench.queue.describe(draft, "style", "demo", captioner="smolvlm-500m")
+    bench.queue.tick()
+    assert not draft.read("draft.json")["on_processor"]
+
+    run = bench.submitted()
+    bench.queue.tick()
+
+    again = [(draft.id, "caption")] if has_gpu else []
+    assert bench.executor.started == [(draft.id, "caption"), (run.id, "train"), *again]
+    assert draft.read("draft.json")["on_processor"] == has_gpu
+    assert draft.read("draft.json")["captioner"] == "smolvlm-500m"
+
+
 def test_forgotten_draft_is_thrown_away(bench):
     """A draft that nobody came back to for a day is deleted; a run of that age stays."""
     draft, run = bench.draft(), bench.submitted()

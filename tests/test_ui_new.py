@@ -1,10 +1,14 @@
 """The tab New finetune, handler by handler, without a browser."""
 
 import fakes
+import gradio as gr
+import pictures as images
 import pretend
 import pytest
+from PIL import Image
 
 from finetune import dataset, runs
+from finetune.dataset import edits
 from finetune.errors import FinetuneError
 from finetune.owners import AT_HOME
 from finetune.queue import Queue
@@ -24,7 +28,9 @@ def visit(tmp_path):
 
 
 def _receive(visit, zip_path, name=""):
-    return new.receive(visit, str(zip_path), name, "style", "TOK", True, "demo", lambda *told, **more: None)
+    return new.receive(
+        visit, [(zip_path.name, str(zip_path))], name, "style", "TOK", True, "demo", progress=fakes.ignore
+    )
 
 
 @pytest.fixture
@@ -54,11 +60,43 @@ def test_bad_zip_is_explained_and_leaves_nothing(visit, tmp_path):
     assert not list(runs.all_in(visit.settings.runs))
 
 
+def _read_anew(visit, panel, path, ground):
+    files = [(path.name, str(path))]
+    return new.read_anew(visit, panel, files, "mine", "style", "TOK", True, "demo", ground, progress=fakes.ignore)
+
+
+def test_other_ground_reads_transparent_pictures_anew(visit, tmp_path):
+    """A draft with something transparent is made again on the ground that is chosen."""
+    path = images.zip_of(tmp_path / "clear.zip", {"a.png": Image.new("RGBA", (32, 32), (0, 0, 0, 0))})
+    panel = _receive(visit, path)[0]
+
+    value, problem, _ = _read_anew(visit, panel, path, "black")
+
+    assert problem is None and value["run"] != panel["run"]
+    assert dataset.read(runs.find(visit.settings.runs, value["run"])).ground == "black"
+
+
+def test_other_ground_changes_nothing_else(visit, panel, tmp_path):
+    """Without anything transparent, the draft stays as it is."""
+    assert _read_anew(visit, panel, tmp_path / "things.zip", "black") == (gr.skip(),) * 3
+    assert new.read_anew(visit, None, None, "", "", "", True, "demo", "black") == (gr.skip(),) * 3
+
+
+def test_other_ground_does_not_cost_edits(visit, tmp_path):
+    """Who has changed captions is told that they would go, and keeps them."""
+    path = images.zip_of(tmp_path / "clear.zip", {"a.png": Image.new("RGBA", (32, 32), (0, 0, 0, 0))})
+    panel = _receive(visit, path)[0]
+    edits.change(runs.find(visit.settings.runs, panel["run"]), edits.Change("Write", {"0001.png": "a dot"}))
+
+    with pytest.raises(FinetuneError, match="You changed captions"):
+        _read_anew(visit, panel, path, "black")
+
+
 def test_example_fills_the_form(visit):
     """One click gives pictures, name, mode and trigger word."""
     zip_path, panel, problem, *filled = new.load_example(visit, True, "demo", lambda *told, **more: None)
 
-    assert zip_path.endswith("twemoji.zip") and problem is None
+    assert zip_path[0].endswith("twemoji.zip") and problem is None
     assert filled == ["twemoji", "style", "TWEMO"]
     assert len(dataset.read(runs.find(visit.settings.runs, panel["run"])).images) == 16
 

@@ -4,6 +4,7 @@ import json
 import zipfile
 
 import fakes
+import hub
 import pictures
 import pytest
 from PIL import Image
@@ -14,7 +15,7 @@ from finetune import captions, dataset, formats, preview, results, worker
 from finetune.inputs import FinetuneType, Request
 from finetune.runs import State
 
-ABOUT_DRAFTS = {"caption", "log", "warning", "caption_failed"}
+ABOUT_DRAFTS = {"caption", "caption_progress", "log", "warning", "caption_failed"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -292,6 +293,31 @@ def test_picture_that_says_nothing_is_only_warned_of(tmp_path, toy):
     assert run.read("descriptions.json").get("style", {}) == {}
 
 
+def test_draft_tells_how_far_its_captions_are(tmp_path):
+    """Counts come with the seconds that are left."""
+    run = uploaded(tmp_path)
+    run.write("draft.json", {"mode": "style", "base_model": "demo"})
+
+    assert worker.work(run, "caption") == 0
+
+    told = events(run, "caption_progress")
+    assert [(event["done"], event["of"]) for event in told] == [(0, 3), (0, 3), (1, 3), (2, 3), (3, 3)]
+    assert told[0]["seconds_left"] is None and told[-1]["seconds_left"] == 0
+
+
+def test_captioner_that_fails_never_blocks_a_run(tmp_path, monkeypatch):
+    """A captioner that is not here while the service is offline is told once, and the plain caption trained."""
+    hub.use(monkeypatch, "http://127.0.0.1:9", tmp_path / "hub", is_offline=True)
+    run = asked(uploaded(tmp_path), captioner="smolvlm-500m")
+
+    assert worker.work(run, "train") == 0, run.events()[0][-1]
+
+    told = [event["message"] for event in events(run, "warning") if "plain one" in event["message"]]
+    assert len(told) == 1 and "offline mode is on" in told[0]
+    with zipfile.ZipFile(run.results / "captions.zip") as archive:
+        assert archive.read("x.txt").decode().strip() == "a picture in the style of TOK"
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -307,3 +333,13 @@ def test_picture_that_says_nothing_is_only_warned_of(tmp_path, toy):
 def test_name_becomes_a_file_name(name, expected):
     """Whatever a finetune is called, its file has a name that every system takes."""
     assert results.slug(name) == expected
+
+
+def test_repeats_of_folders_reach_the_training(tmp_path):
+    """What kohya's folders say of how often pictures come is in what training reads, picture by picture."""
+    files = {"1_a/a.png": pictures.picture(1), "3_b/b.png": pictures.picture(2), "c.txt": "no picture"}
+    run = asked(uploaded(tmp_path, files), captioning=False)
+
+    job = worker._prepare(run, "cpu")
+
+    assert job.encoded.repeats == (1, 3)

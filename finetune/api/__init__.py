@@ -7,7 +7,7 @@ path prefix. No Gradio here, so that the routes can be tested, and one day serve
 from fastapi import APIRouter
 
 from finetune import __version__
-from finetune.api import answers, bodies, endpoints, files, finetunes, library, watch
+from finetune.api import answers, bodies, datasets, endpoints, files, finetunes, library, watch
 from finetune.api.answers import Route
 from finetune.queue import Queue
 
@@ -26,6 +26,7 @@ def router(queue: Queue) -> APIRouter:
     watch.add(routes, queue)
     finetunes.add(routes, queue)
     library.add(routes, queue)
+    datasets.add(routes, queue)
     endpoints.add(routes, queue)
     answers.close(routes)
     return routes

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
-from finetune import bases, dataset, inputs, owners, runs
+from finetune import bases, captioners, dataset, inputs, owners, runs
 from finetune.api import bodies, callers, openapi, tasks
 from finetune.errors import ConfigError, MissingError
 from finetune.inputs import FinetuneInputs
@@ -190,13 +190,19 @@ def validated(model: type[Model], fields: dict[str, Any]) -> Model:
         raise RequestValidationError(problems) from error
 
 
+def admit(request: inputs.Request, caller: Caller) -> None:
+    """Raises: ConfigError, without repeating what was sent, when this caller may not have these models."""
+    try:
+        bases.admit(request.base_model, caller.owns_machine)
+        captioners.admit(request.captioner, caller.owns_machine)
+    except ConfigError as error:
+        raise ConfigError("This model cannot be used here.", error.hint, error.field) from error
+
+
 def _checked(fields: dict[str, Any], caller: Caller) -> inputs.Request:
     """What is asked for, if this caller may. What is wrong is said without repeating it."""
     asked = validated(FinetuneInputs, fields)
-    try:
-        bases.admit(asked.base_model, caller.owns_machine)
-    except ConfigError as error:
-        raise ConfigError("This base model cannot be trained on.", error.hint, error.field) from error
+    admit(asked, caller)
     return inputs.Request(**asked.model_dump(exclude={"file_data"}))
 
 

@@ -56,7 +56,8 @@ class BaseModel:
     download_gib: float = 0.0
     """All files that are fetched from the Hub; 0 for a folder."""
     captioner: str = ""
-    """Describes pictures without a caption; empty where there is none yet: they get the mode's plain caption."""
+    """Describes pictures without a caption: the best one that suits; where memory is short, a smaller one does. Empty
+    where there is none: they get the mode's plain caption."""
     text_tokens: int = 512
     text_layers: tuple[int, ...] = ()
     time_shift: float = 3.0
@@ -150,6 +151,8 @@ class Family(Protocol):
     refused: tuple[Refused, ...]
     lora_targets: str
     """An anchored pattern of the names of the Linear layers that receive LoRA."""
+    patch_px: int
+    """That of its models, known before one is loaded."""
     pipeline_classes: tuple[str, ...]
     """What `_class_name` in a published folder's model_index.json (or modular_model_index.json) may be."""
 

@@ -44,6 +44,7 @@ DEV = BaseModel(
     architecture={"guidance_embeds": True},
     text_encoder_gib=9.1,
     download_gib=31.4,
+    captioner="qwen3-vl-4b",
     is_commercial=False,
     is_gated=True,
     modelspec="flux-1-dev",
@@ -78,6 +79,7 @@ TINY = replace(
     },
     text_encoder_gib=0.0,
     download_gib=0.0,
+    captioner="",
     text_tokens=24,
 )
 
@@ -205,6 +207,7 @@ class Flux1:
 
     id: str = "flux1"
     title: str = "FLUX.1"
+    patch_px: int = Flux1Model.patch_px
     pipeline_classes: tuple[str, ...] = ("FluxPipeline",)
     bases: tuple[BaseModel, ...] = (DEV, KREA)
     refused: tuple[Refused, ...] = REFUSED

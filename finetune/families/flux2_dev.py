@@ -30,6 +30,7 @@ DEV = BaseModel(
     sampler=Sampler(steps=28, guidance_scale=4.0, is_guidance_embedded=True),
     text_encoder_gib=44.7,
     download_gib=105.0,
+    captioner="qwen3-vl-4b",
     text_layers=(10, 20, 30),
     is_commercial=False,
     is_gated=True,
@@ -53,6 +54,7 @@ TINY = replace(
     },
     text_encoder_gib=0.0,
     download_gib=0.0,
+    captioner="",
     text_tokens=224,
     text_layers=(1, 2, 3),
 )
@@ -124,6 +126,7 @@ class Flux2Dev:
 
     id: str = "flux2-dev"
     title: str = "FLUX.2 dev"
+    patch_px: int = network.WhitenedLatents.patch_px
     pipeline_classes: tuple[str, ...] = ("Flux2Pipeline",)
     bases: tuple[BaseModel, ...] = (DEV,)
     refused: tuple[Refused, ...] = ()

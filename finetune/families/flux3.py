@@ -55,6 +55,7 @@ KLEIN = BaseModel(
     sampler=Sampler(steps=50, guidance_scale=4.0),
     text_encoder_gib=8.3,
     download_gib=18.8,
+    captioner="own",
     text_tokens=8192,
     text_layers=(4, 8, 12, 16, 20, 24, 28, 32),
     is_commercial=False,
@@ -82,6 +83,7 @@ TINY = replace(
     },
     text_encoder_gib=0.0,
     download_gib=0.0,
+    captioner="",
     text_tokens=200,
     text_layers=(1, 2),
     distilled="",
@@ -222,6 +224,7 @@ class Flux3:
 
     id: str = "flux3"
     title: str = "FLUX.3"
+    patch_px: int = network.WhitenedLatents.patch_px
     pipeline_classes: tuple[str, ...] = ("Flux3ModularPipeline", "Flux3DistilledModularPipeline")
     bases: tuple[BaseModel, ...] = (KLEIN,)
     refused: tuple[Refused, ...] = REFUSED

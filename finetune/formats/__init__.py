@@ -180,6 +180,7 @@ def model_card(
             settings=_settings(config, base, about),
             pictures=about.pictures,
             dataset_hash=about.dataset_hash,
+            dataset_name=about.dataset_name,
             checked=proof.in_words(),
             distilled=base.distilled,
         )

@@ -44,6 +44,8 @@ class Facts:
     dataset_hash: str
     checked: str
     """How the files were proven, in one sentence."""
+    dataset_name: str = ""
+    """Empty when the dataset is not kept under one."""
     distilled: str = ""
     """A model on the Hub that draws with the LoRA in few steps."""
 
@@ -60,7 +62,7 @@ def write(facts: Facts) -> str:
         f"In ComfyUI, put `{facts.files[1]}` into `models/loras` and add a *LoraLoaderModelOnly* node.",
         f"It also draws in few steps with {_hub_link(facts.distilled)}." if facts.distilled else "",
         f"## How it was made\n\n{_table(('Setting', 'Value'), facts.settings.items())}",
-        f"Trained on {facts.pictures} picture{'' if facts.pictures == 1 else 's'} (dataset `{facts.dataset_hash}`).",
+        f"Trained on {facts.pictures} picture{'' if facts.pictures == 1 else 's'} ({_dataset(facts)}).",
         text(facts.checked),
         f"## Licence\n\n{_licence(facts)}",
     ]
@@ -106,6 +108,11 @@ def _licence(facts: Facts) -> str:
 
 def _base(facts: Facts) -> str:
     return _hub_link(facts.base_hub_id) if facts.base_hub_id else text(facts.base_title)
+
+
+def _dataset(facts: Facts) -> str:
+    name = f"“{text(facts.dataset_name)}”, " if facts.dataset_name else ""
+    return f"dataset {name}`{facts.dataset_hash}`"
 
 
 def _hub_link(id: str) -> str:

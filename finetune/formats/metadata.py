@@ -40,6 +40,8 @@ class About:
     base_revision: str = ""
     """The commit of the base model on the Hub; empty for a folder."""
     description: str = ""
+    dataset_name: str = ""
+    """Under which its owner keeps the dataset; empty if they do not."""
 
 
 def hub_id(base: BaseModel) -> str:
@@ -77,6 +79,7 @@ def write(
         "license": base.licence,
         "license_link": base.licence_url,
         "dataset_hash": about.dataset_hash,
+        "dataset_name": about.dataset_name,
         "software": f"Finetune {__version__}",
         "finetune": json.dumps(config.as_dict() | {"base_model": public_name(base)}),
     }

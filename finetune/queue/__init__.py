@@ -11,13 +11,13 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import filelock
 
-from finetune import bases, images, runs
+from finetune import bases, images, machine, runs
 from finetune.errors import BusyError, ExecutorError, FinetuneError, StorageError
 from finetune.executors import Executor
 from finetune.images import Image
@@ -167,7 +167,7 @@ class Queue:
             if self.state(run) is not State.DRAFT:
                 raise FinetuneError("This run was started already.", "Drop the pictures again to start another one.")
             if not run.read("dataset.json"):
-                raise FinetuneError("There are no pictures yet.", "Drop a ZIP of pictures first.")
+                raise FinetuneError("There are no pictures yet.", "Drop pictures first.")
             self._executor.check()
             self.check_room(run.owner)
             if request.webhook_secret:
@@ -214,11 +214,25 @@ class Queue:
         """Bring a deleted run back. Raises: FinetuneError when it is gone for good."""
         return runs.restore(id, self.settings.trash, self.settings.runs)
 
-    def describe(self, run: Run, mode: Mode, base_model: str) -> None:
-        """Let the captioner describe a draft's pictures for a mode; asking again for the same changes nothing."""
+    def describe(
+        self,
+        run: Run,
+        mode: Mode,
+        base_model: str,
+        files: Collection[str] = (),
+        again: bool = False,
+        captioner: str = "",
+    ) -> None:
+        """Let a captioner describe a draft's pictures for a mode.
+
+        Asking once more changes nothing, but for `files` that were not asked for before, or `again`.
+        """
         draft = run.read("draft.json")
-        if (draft.get("mode"), draft.get("base_model")) != (mode, base_model):
-            run.write("draft.json", {"mode": mode, "base_model": base_model, "is_waiting": True})
+        asked = {"mode": mode, "base_model": base_model, "captioner": captioner}
+        is_same = {"captioner": "", **draft}.items() >= asked.items()
+        known = set(draft.get("files", ())) if is_same else set()
+        if not is_same or again or not known.issuperset(files):
+            run.write("draft.json", {**asked, "files": sorted(known.union(files)), "is_waiting": True})
 
     def is_describing(self, run: Run) -> bool:
         """Whether descriptions of a draft's pictures can still come."""
@@ -247,9 +261,14 @@ class Queue:
             busy = [run for run, history in known if history.is_at_work and self._look_after(run)]
             _, waiting = self._line()
             is_awaited = bool(waiting) and not self._is_disk_full()
-            if self._device.take_turns(bool(busy), is_awaited):
+            drafts = [run for run, history in known if history.state is State.DRAFT]
+            is_training = self._device.take_turns(bool(busy), is_awaited)
+            is_taken = self._has_gpu() and (bool(busy) or is_training or self._device.is_drawing)
+            if is_taken:
+                self._send_captioners_away(drafts)
+            if is_training:
                 self._train(waiting[0][0])
-            self._caption_next([run for run, history in known if history.state is State.DRAFT])
+            self._caption_next(drafts, is_taken)
         self._tell_ends(known)
         self._tidy(known)
         return True
@@ -369,8 +388,21 @@ class Queue:
         except ExecutorError as error:
             run.tell("failed", message=error.message, hint=error.hint)
 
-    def _caption_next(self, drafts: list[Run]) -> None:
-        """Start the captioner for the draft that asked first; one works at a time."""
+    def _has_gpu(self) -> bool:
+        found = machine.read(self.settings.home)
+        return found is not None and found.is_gpu
+
+    def _send_captioners_away(self, drafts: list[Run]) -> None:
+        """End captioners that are on the GPU: they go on from what they have said, on the processor."""
+        for run in drafts:
+            draft = run.read("draft.json")
+            if draft and not draft.get("on_processor") and self._executor.is_running(run):
+                self._executor.stop(run)
+                run.write("draft.json", {**draft, "is_waiting": True})
+
+    def _caption_next(self, drafts: list[Run], is_gpu_taken: bool) -> None:
+        """Start the captioner for the draft that asked first; one works at a time, and on the processor while a run
+        trains, or images are drawn, on the GPU."""
         asking = [run for run in drafts if run.read("draft.json").get("is_waiting")]
         if not asking:
             return
@@ -378,7 +410,7 @@ class Queue:
         if any(self._executor.is_running(other) for other in drafts if other.id != run.id):
             return
         self._executor.stop(run)
-        run.write("draft.json", {**run.read("draft.json"), "is_waiting": False})
+        run.write("draft.json", {**run.read("draft.json"), "is_waiting": False, "on_processor": is_gpu_taken})
         try:
             self._executor.start(run, "caption")
         except ExecutorError as error:

@@ -42,6 +42,11 @@ class Device:
         """Whether the studio was sent away for a run."""
         return self._sent_away is not None
 
+    @property
+    def is_drawing(self) -> bool:
+        """Whether the studio has the device."""
+        return self._executor.is_running(images.studio(self._settings))
+
     def take_turns(self, is_training: bool, is_awaited: bool) -> bool:
         """Start, leave or send away the studio; returns whether the run that waits may start now."""
         studio = images.studio(self._settings)

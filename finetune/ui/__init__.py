@@ -39,7 +39,9 @@ def build(settings: Settings, queue: Queue) -> gr.Blocks:
             api_visibility="private",
         )
         listed.open(handlers.event(library.open_run, queue), outputs=[tabs, live], api_visibility="private")
-        blocks.load(handlers.event(open_address, queue), outputs=[tabs, live, tab.panel], api_visibility="private")
+        described = [tab.fields[name] for name in ("mode", "base_model", "captioner")]
+        opened = [tabs, live, tab.panel, *described]
+        blocks.load(handlers.event(open_address, queue), outputs=opened, api_visibility="private")
     return blocks
 
 
@@ -53,10 +55,13 @@ def who(visit: Visit, asked: Any) -> dict[str, Any]:
     return {"name": caller.name, "can_sign_in": False}
 
 
-def open_address(visit: Visit) -> tuple[Any, Any, Any]:
-    """Open what the address names: a run, or a draft; returns the tab, the run's id and the panel's value."""
+def open_address(visit: Visit) -> tuple[Any, ...]:
+    """Open what the address names: a run, or a draft with what it was described for.
+
+    Returns the tab, the run's id, the panel's value, and the mode, base model and captioner.
+    """
     if id := visit.address.get("run"):
-        return gr.Tabs(selected="run"), id, gr.skip()
-    if id := visit.address.get("draft"):
-        return gr.skip(), gr.skip(), new.reopen(visit, id)
-    return gr.skip(), gr.skip(), gr.skip()
+        return gr.Tabs(selected="run"), id, *(gr.skip(),) * 4
+    if (id := visit.address.get("draft")) and (panel := new.reopen(visit, id)):
+        return gr.skip(), gr.skip(), panel, panel["mode"], panel["base"], panel["captioner"]
+    return (gr.skip(),) * 6

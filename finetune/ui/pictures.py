@@ -1,109 +1,231 @@
 """What the panel under the upload is told: a draft's pictures, with captions as they will be trained.
 
-Separate from the tab, because it is pure but for one thing: pictures without a caption are given to the captioner.
+What the page's script calls, each with one dict of the form's values, `asked`: `{"run", "mode", "trigger",
+"captioning", "base", "captioner", "priority"}`.
+
+`server.pictures({...asked, known})` gives
+`{"revision", "known", "pictures", "buckets", "trigger", "counts", "undo", "redo", "warnings", "ignored", "progress",
+"is_waiting", "is_draft"}`.
+`pictures` has an entry for each picture, excluded ones too; with `known` (what the last answer said; leave it out at
+first, and when the run is another one) an entry is null where nothing has changed since. A picture is `{"file",
+"source", "width", "height", "url", "full_url", "notes", "repeats", "is_excluded", "origin", "text", "caption",
+"crops"}`: `text` is what is edited, `caption` what is trained; `origin` is zip, edited, described, plain or waiting.
+`crops` has one entry for each resolution: `{"resolution_px", "width", "height", "box", "cut_off"}`: `box` in pixels of
+the picture (left, top, right, bottom), `cut_off` a share of its area in words, "" for nothing. `buckets` is a list of
+`{"width", "height", "pictures"}`. `undo` and `redo` say in words what they would take back or repeat, "" for nothing.
+`progress` is null or `{"done", "of", "words"}` while the captioner describes.
+
+`server.change_pictures({...asked, known, revision, what, ...})` changes the captions, at once and for good, and gives
+the same answer with `said`: words on what was done. `what` is
+`"caption"` with `files`, `text` ("" for the plain caption, null for what came with the ZIP);
+`"exclude"`, `"include"`, `"describe"` with `files`;
+`"replace"` with `files`, `find`, `replacement`, `matches_case`, `whole_words`;
+`"add"` with `files`, `prefix`, `suffix`;
+`"upload"` with `path` of a ZIP that Gradio's `upload` has taken;
+`"mend"` with `label`, `captions` by file, `excluded` files, as a check proposes;
+`"undo"`, `"redo"`: with `revision`, refused when there is a newer one that the page has not seen.
+
+`server.download(asked)` gives `{"url"}` of a ZIP with a .txt for each picture.
+
 """
 
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from finetune import bases, captions, dataset
+from finetune import captions, descriptions
 from finetune.api import files
-from finetune.dataset import Dataset, Picture
-from finetune.errors import ConfigError
-from finetune.inputs import Mode, Request
-from finetune.queue import Queue
-from finetune.runs import Run, State
+from finetune.dataset import Picture, edits, exchange
+from finetune.dataset.edits import Change
+from finetune.errors import DatasetError, FinetuneError, MissingError
+from finetune.ui import drafts
+from finetune.ui.drafts import Draft, counted
 from finetune.ui.handlers import Visit
-
-TRIGGER = Request.model_fields["trigger_word"].default
-LONGEST_TRIGGER = 64
-"""What is longer is refused beside its field; here it would be repeated in a thousand captions."""
 
 
 def panel(visit: Visit, asked: dict[str, Any]) -> dict[str, Any]:
-    """The pictures of a run as `{"run", "mode", "trigger", "captioning", "base"}` would train them.
+    """What is known of a run's pictures, and what changed since it was last told.
 
     Raises: FinetuneError for no such run, DatasetError for one without pictures.
     """
-    run = visit.run(asked.get("run"))
-    found = dataset.read(run)
-    mode = Mode(asked["mode"]) if asked.get("mode") in list(Mode) else None
-    captioning = bool(asked.get("captioning", True))
-    said = run.read("descriptions.json").get(mode, {}) if mode else {}
-    silent = [picture for picture in found.images if not picture.caption and picture.file not in said]
-    base = str(asked.get("base"))
-    can_be_described = _has_captioner(base)
-    wants_words = bool(mode and captioning and silent) and can_be_described
-    is_waiting = wants_words and _is_described(visit.queue, run, mode, base)
-    trigger = " ".join(str(asked.get("trigger") or "")[:LONGEST_TRIGGER].split()) or TRIGGER
-    told = []
-    for picture in found.images:
-        description = said.get(picture.file)
-        words = captions.trained(picture.caption, description, mode or Mode.GENERAL, trigger, captioning)
-        told.append({**_shown(visit, run, picture), "caption": words, "origin": "plain"})
-        if picture.caption:
-            told[-1]["origin"] = "zip"
-        elif captioning and description:
-            told[-1]["origin"] = "described"
-        elif captioning and (is_waiting or (can_be_described and not mode)):
-            told[-1] |= {"origin": "waiting", "caption": "" if mode else "Choose a mode to have it described."}
-    return {
-        "pictures": told,
-        "counts": _counts(found, [picture["origin"] for picture in told]),
-        "ignored": [{"file": one.file, "reason": one.reason} for one in found.ignored],
-        "warnings": [
-            *found.warnings,
-            *([] if is_waiting or not captioning else _troubles(run, silent, mode, can_be_described)),
-        ],
-        "is_waiting": is_waiting,
-    }
+    return drafts.told(drafts.read(visit, asked), asked.get("known"))
 
 
-def _is_described(queue: Queue, run: Run, mode: Mode, base_model: str) -> bool:
-    """Let the pictures be described; returns whether a description can still come."""
-    if queue.state(run) is not State.DRAFT:
-        return False
-    queue.describe(run, mode, base_model)
-    return queue.is_describing(run)
+def change(visit: Visit, asked: dict[str, Any]) -> dict[str, Any]:
+    """Change pictures of a draft; gives what `panel` gives, and what was done in words.
+
+    Raises: FinetuneError when that cannot be done.
+    """
+    draft = drafts.read(visit, asked)
+    _check_open(draft)
+    act = _ACTS.get(str(asked.get("what")))
+    if act is None:
+        raise _not_understood()
+    said = act(draft, asked)
+    return {**panel(visit, asked), "said": said}
 
 
-def _shown(visit: Visit, run: Run, picture: Picture) -> dict[str, Any]:
-    thumbnail = f"thumbnails/{picture.file.removesuffix('.png')}.webp"
-    url = files.link(visit.settings, run, thumbnail)
-    return {"file": picture.file, "source": picture.source, "url": url, "notes": list(picture.notes)}
+def download(visit: Visit, asked: dict[str, Any]) -> dict[str, Any]:
+    """Write the captions of a draft, as they would be trained, into a ZIP; gives a link to it."""
+    draft = drafts.read(visit, asked)
+    _check_open(draft)
+    draft.run.results.mkdir(exist_ok=True)
+    texts = [draft.caption(picture) for picture in draft.trained]
+    exchange.write_captions(draft.run.results / "captions.zip", draft.trained, texts)
+    link = files.link(visit.settings, draft.run, "results/captions.zip")
+    return {"url": f"{link}&of={hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).hexdigest()}"}
 
 
-def _counts(found: Dataset, origins: list[str]) -> str:
-    total = len(found.images)
-    parts = [f"{total} picture{'' if total == 1 else 's'}"]
-    words = {
-        "zip": "with captions from the ZIP",
-        "described": "described",
-        "waiting": "will be described",
-        "plain": "with a plain caption",
-    }
-    parts += [f"{count} {text}" for origin, text in words.items() if (count := origins.count(origin))]
-    return ", ".join(parts)
+def _check_open(draft: Draft) -> None:
+    if not draft.is_draft:
+        raise FinetuneError(
+            "This run was started, and its pictures stay as they are.", "Its captions are in its files."
+        )
 
 
-def _has_captioner(base_model: str) -> bool:
-    """Whether there is a captioner for a base model. For one of the Hub that nobody asked for yet there is none."""
-    try:
-        base = bases.check(base_model)
-    except ConfigError:  # the field itself says so
-        return False
-    return bool(base and base.captioner)
+def _write(draft: Draft, asked: Mapping[str, Any]) -> str:
+    text = asked.get("text")
+    named = {p.file: draft.written(p) for p in _named(draft, asked)}
+    words = None if text is None else edits.tidy(str(text))
+    texts = {file: words for file, written in named.items() if words is None or not words or words != written}
+    title = "edit of a caption" if len(texts) == 1 else f"edit of {len(texts)} captions"
+    return "Saved." if edits.change(draft.run, Change(title, captions=texts)) else "Nothing has changed."
 
 
-def _troubles(run: Run, silent: list[Picture], mode: Mode | None, can_be_described: bool) -> list[str]:
-    """Why pictures were not described."""
-    if not silent or (can_be_described and not mode):
-        return []
-    plain = f"{len(silent)} picture{' gets' if len(silent) == 1 else 's get'} a plain caption."
-    if not can_be_described:
-        return [f"{plain} There is no captioner for this base model yet: put a .txt beside each picture in the ZIP."]
-    events, _ = run.events()
-    failed = next((event for event in reversed(events) if event["kind"] == "caption_failed"), None)
-    why = (
-        f"{failed['message']} {failed.get('hint', '')}".strip() if failed else "The captioner found no words for them."
+def _exclude(draft: Draft, asked: Mapping[str, Any]) -> str:
+    named = tuple(picture.file for picture in _named(draft, asked))
+    count = edits.change(draft.run, Change(f"exclusion of {counted(len(named), 'picture')}", excluded=named))
+    return f"{counted(count, 'picture')} excluded from the training."
+
+
+def _include(draft: Draft, asked: Mapping[str, Any]) -> str:
+    named = tuple(picture.file for picture in _named(draft, asked))
+    count = edits.change(draft.run, Change(f"inclusion of {counted(len(named), 'picture')}", included=named))
+    return f"{counted(count, 'picture')} included again."
+
+
+def _replace(draft: Draft, asked: Mapping[str, Any]) -> str:
+    find = str(asked.get("find") or "")
+    texts = edits.replaced(
+        {picture.file: draft.written(picture) for picture in _named(draft, asked)},
+        find,
+        str(asked.get("replacement") or ""),
+        bool(asked.get("matches_case")),
+        bool(asked.get("whole_words")),
     )
-    return [f"{plain} {why}"]
+    if not texts:
+        return f"“{find}” is in none of these captions."
+    edits.change(draft.run, Change(f"find and replace in {counted(len(texts), 'caption')}", captions=texts))
+    return f"Replaced in {counted(len(texts), 'caption')}."
+
+
+def _add(draft: Draft, asked: Mapping[str, Any]) -> str:
+    written = {picture.file: draft.written(picture) for picture in _named(draft, asked)}
+    texts = edits.added(written, str(asked.get("prefix") or ""), str(asked.get("suffix") or ""))
+    edits.change(draft.run, Change(f"words added to {counted(len(texts), 'caption')}", captions=texts))
+    empty = sum(not text for text in written.values())
+    left = f" {counted(empty, 'picture')} without words stayed so." if empty else ""
+    return f"Added to {counted(len(texts), 'caption')}.{left}"
+
+
+def _describe(draft: Draft, asked: Mapping[str, Any]) -> str:
+    if not draft.captioning:
+        raise FinetuneError("Automatic captions are switched off.", "Switch them on to have pictures described.")
+    if not draft.mode:
+        raise FinetuneError("No mode is chosen yet.", "Choose a mode first: it decides what descriptions are about.")
+    if not draft.has_captioner:
+        raise FinetuneError("There is no captioner for this base model yet.", "Choose another one, or write captions.")
+    named = [picture for picture in _named(draft, asked) if not draft.edits.on(picture).is_excluded]
+    anew = {p.file: draft.said.get(p.file, "") if p.caption is None else "" for p in named}
+    edits.change(draft.run, Change(f"new descriptions of {counted(len(anew), 'picture')}", anew=anew))
+    descriptions.forget(draft.run, draft.mode, anew)
+    draft.describe(list(anew), again=True)
+    return f"{counted(len(anew), 'picture')} will be described again."
+
+
+def _upload(draft: Draft, asked: Mapping[str, Any]) -> str:
+    found = exchange.read_captions(_uploaded(draft.visit, asked.get("path")), draft.found.images)
+    unused = [f"{one.file} {one.reason}" for one in found.ignored]
+    if not found.captions:
+        hint = "; ".join(unused[:3]) or "Name each .txt like its picture."
+        raise DatasetError("No caption in the ZIP is for one of these pictures.", hint)
+    before = {picture.file: draft.caption(picture) for picture in draft.pictures}
+    others = {file: text for file, text in found.captions.items() if text != before[file]}
+    # Words from outside name the trigger word of today; the form may soon hold another one.
+    texts = {file: captions.for_any_trigger(text, draft.trigger) for file, text in others.items()}
+    edits.change(draft.run, Change(f"upload of {counted(len(texts), 'caption')}", captions=texts))
+    said = [f"{counted(len(texts), 'caption')} taken, {len(found.captions) - len(texts)} as before."]
+    if without := len(draft.pictures) - len(found.captions):
+        said.append(f"The ZIP has none for {counted(without, 'picture')}.")
+    if unused:
+        said.append(f"Not used: {'; '.join(unused[:3])}{f'; and {len(unused) - 3} more' if unused[3:] else ''}.")
+    return " ".join(said)
+
+
+def _mend(draft: Draft, asked: Mapping[str, Any]) -> str:
+    texts, excluded = asked.get("captions") or {}, asked.get("excluded") or []
+    if not isinstance(texts, dict) or not isinstance(excluded, list):
+        raise _not_understood()
+    texts = {str(file): str(text) for file, text in texts.items()}
+    title = " ".join(str(asked.get("label") or "mending").split())[:80]
+    count = edits.change(draft.run, Change(title, captions=texts, excluded=tuple(map(str, excluded))))
+    return f"{counted(count, 'picture')} mended."
+
+
+def _undo(draft: Draft, asked: Mapping[str, Any]) -> str:
+    _check_seen(draft, asked)
+    return f"Taken back: {edits.undo(draft.run)}."
+
+
+def _redo(draft: Draft, asked: Mapping[str, Any]) -> str:
+    _check_seen(draft, asked)
+    return f"Done again: {edits.redo(draft.run)}."
+
+
+_ACTS: Mapping[str, Callable[[Draft, Mapping[str, Any]], str]] = {
+    "caption": _write,
+    "exclude": _exclude,
+    "include": _include,
+    "describe": _describe,
+    "replace": _replace,
+    "add": _add,
+    "upload": _upload,
+    "mend": _mend,
+    "undo": _undo,
+    "redo": _redo,
+}
+
+
+def _check_seen(draft: Draft, asked: Mapping[str, Any]) -> None:
+    """Raises: FinetuneError when the newest change is one of another tab, which this page does not show yet."""
+    if asked.get("revision") not in (None, draft.edits.revision):
+        raise FinetuneError("The pictures were changed elsewhere meanwhile.", "Look at them, then try again.")
+
+
+def _named(draft: Draft, asked: Mapping[str, Any]) -> list[Picture]:
+    """The pictures that a change is about. Raises: FinetuneError for none, and for one that is not there."""
+    named = asked.get("files")
+    if not isinstance(named, list) or not named:
+        raise FinetuneError("No picture is selected.", "Select some first.")
+    of = {picture.file: picture for picture in draft.pictures}
+    if not all(isinstance(file, str) and file in of for file in named):
+        raise MissingError("One of these pictures is not there any more.", "Load the page again.")
+    return [of[file] for file in dict.fromkeys(named)]
+
+
+def _uploaded(visit: Visit, path: Any) -> Path:
+    """A file that the page has uploaded, and no other file of this machine. Raises: MissingError."""
+    folder = visit.settings.uploads.resolve()
+    try:
+        found = Path(str(path)).resolve()
+        if found.is_relative_to(folder) and found.is_file():
+            return found
+    except (OSError, ValueError):  # what is no path at all
+        pass
+    raise MissingError("The upload did not arrive.", "Choose the file again.")
+
+
+def _not_understood() -> FinetuneError:
+    return FinetuneError("The page asked for something that this service does not know.", "Load the page again.")

@@ -26,10 +26,31 @@ sys.path.insert(0, str(ROOT))
 import pillow_heif  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from finetune.dataset import apart, archive, intake, pictures  # noqa: E402
+from finetune.dataset import apart, archive, intake, pictures, texts  # noqa: E402
 from finetune.errors import DatasetError  # noqa: E402
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "ZIP")
+TEXTS = {
+    "TXT": (
+        "a café by the lake",
+        "рыжая кошка".encode("cp1251"),
+        "赤い帽子をかぶった猫".encode("cp932"),
+        "a café".encode("utf-16"),
+        "a café".encode("utf-32"),
+    ),
+    "CSV": (
+        'file_name,text\nb.png,"a cat, asleep"\n',
+        "b.png;a cat\n",
+        "image\tprompt\nb\ta cat\n".encode("utf-16-le"),
+    ),
+    "JSONL": ('{"file_name": "a/b.png", "text": "a cat"}\n{"image": "c.png", "caption": null}\n',),
+    "JSON": (
+        '{"C:\\\\x\\\\a\\\\b": {"caption": "a cat", "tags": "cat, sitting", "train_resolution": [512, 512]}}',
+        '[{"file_name": "b.png", "text": ["a", "b"]}, {"file_name": "c.png"}]',
+        '{"b.png": "a cat", "c.png": ["a", {}]}',
+    ),
+}
+"""Files of captions, beside a picture a/b.png."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "ZIP", *TEXTS)
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 VARIANTS = {
     "PNG": ({}, {"mode": "P"}, {"mode": "I;16"}, {"mode": "LA"}, {"save_all": True}),
@@ -51,6 +72,8 @@ VARIANTS = {
 
 def seeds(format: str) -> list[bytes]:
     """Good files of a format."""
+    if format in TEXTS:
+        return [text if isinstance(text, bytes) else text.encode() for text in TEXTS[format]]
     if format == "ZIP":
         return [_zip(method) for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]
     pillow_heif.register_heif_opener()
@@ -129,6 +152,9 @@ def read_all(format: str, count: int, seed: int) -> None:
 
 
 def _read(format: str, content: bytes) -> None:
+    if format in TEXTS:
+        _read_captions(format, content)
+        return
     if format != "ZIP":
         pictures.check(content, archive.LIMITS)
         return
@@ -136,6 +162,18 @@ def _read(format: str, content: bytes) -> None:
         path = Path(folder) / "in.zip"
         path.write_bytes(content)
         intake.take(path, Path(folder), lambda done, of: None, archive.LIMITS)
+
+
+def _read_captions(format: str, content: bytes) -> None:
+    """Read captions beside a picture. Raises: Unusable when none of them is of use."""
+    name = "a/b.txt" if format == "TXT" else f"captions.{format.lower()}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "captions"
+        path.write_bytes(content)
+        with archive.opened([("a/b.png", path), (name, path)], archive.LIMITS) as found:
+            captions = texts.gather(found, [found.entries[0]])
+            if not captions.of:
+                raise archive.Unusable(found.ignored[0].reason)
 
 
 def _noise(side: int) -> Image.Image:

@@ -64,6 +64,7 @@ KLEIN_4B = BaseModel(
     },
     text_encoder_gib=7.5,
     download_gib=15.0,
+    captioner="qwen3-vl-2b",
     text_layers=(9, 18, 27),
     distilled="black-forest-labs/FLUX.2-klein-4B",
     modelspec="Flux.2-klein-4b",
@@ -85,6 +86,7 @@ KLEIN_9B = replace(
     },
     text_encoder_gib=15.3,
     download_gib=32.4,
+    captioner="qwen3-vl-4b",
     is_commercial=False,
     is_gated=True,
     distilled="black-forest-labs/FLUX.2-klein-9B",
@@ -183,6 +185,7 @@ class Flux2Klein:
 
     id: str = "flux2-klein"
     title: str = "FLUX.2 klein"
+    patch_px: int = network.WhitenedLatents.patch_px
     pipeline_classes: tuple[str, ...] = ("Flux2KleinPipeline", CACHED)
     refused: tuple[Refused, ...] = REFUSED
     lora_targets: str = network.LORA_TARGETS
