@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+TEXT = (ROOT / ".github" / "SECURITY.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", TEXT.partition("## Threats")[2], re.MULTILINE)[2:]
 NAMED = sorted(set(re.findall(r"`(test_\w+\.py)::(test_\w+)`", TEXT)))
 RUNS_CODE = (

@@ -1,6 +1,6 @@
 """ZIP, folder or files -> checked images and captions in the run folder.
 
-`archive` reads the upload, `pictures` one picture, `texts` the captions, `exports` the habits of other trainers;
+`archive` reads the upload, `pictures` one picture, `texts` the captions, `other_trainers` the habits of other trainers;
 `intake` makes numbered files of them, and `apart` lets that happen in a process of its own. What became of each file is
 in the report, and an upload that cannot be used leaves nothing behind. `edits` is what a person changed since, and
 `exchange` brings captions out and in.

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.dataset import archive, exports, pictures, texts, traits
+from finetune.dataset import archive, other_trainers, pictures, texts, traits
 from finetune.dataset.archive import Archive, Entry, Ignored, Limits, Unusable, Upload
 from finetune.dataset.texts import Captions
 from finetune.errors import DatasetError
@@ -117,7 +117,7 @@ def take(upload: Upload, folder: Path, tell: Tell, limits: Limits, ground: str =
         read = _texts(found, images, captions)
         used = {image.source for image in images}
         warnings = (
-            *exports.repeats_in_words(entry for entry in entries if entry.name in used),
+            *other_trainers.repeats_in_words(entry for entry in entries if entry.name in used),
             *(f"{file}: {remark}." for file, remarks in captions.remarks.items() for remark in remarks),
             *_warnings(images),
         )
@@ -130,12 +130,12 @@ def _sort_out(found: Archive) -> list[Entry]:
     others = [entry for entry in found.entries if entry.suffix not in pictures.SUFFIXES]
     for entry in others:
         if not texts.is_captions(entry):
-            found.ignore(entry.name, exports.why_no_picture(entry))
+            found.ignore(entry.name, other_trainers.why_no_picture(entry))
     if not entries and (found.ignored or others):
         raise _no_picture(found, others)
     if not entries:
         raise DatasetError(f"The {found.kind} is empty.", f"Put your pictures into it. {READS}")
-    reasons = exports.left_out(entries)
+    reasons = other_trainers.left_out(entries)
     for name, reason in reasons.items():
         found.ignore(name, reason)
     entries = [entry for entry in entries if entry.name not in reasons]
@@ -252,7 +252,7 @@ def _stored(made: _Made, folder: Path, number: int, entry: Entry, captions: Capt
         caption=caption.text if caption else None,
         caption_source=caption.source if caption else None,
         notes=made.notes + (caption.notes if caption else ()),
-        repeats=exports.repeats(entry),
+        repeats=other_trainers.repeats(entry),
         traits=made.traits,
     )
 
