@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from finetune import owners, runs, webhooks
-from finetune.api import callers, files, finetunes, tasks
+from finetune.api import callers, files, finetunes, tasks, watch
 from finetune.errors import MissingError
 from finetune.owners import Caller
 from finetune.queue import Queue
@@ -100,6 +100,15 @@ class Webhooks(BaseModel):
 def add(routes: APIRouter, queue: Queue) -> None:
     """Add the routes beyond the published API that concern finetunes."""
     Asking = Annotated[Caller, Depends(finetunes.asking(queue))]
+    _add_states(routes, queue, Asking)
+    _add_files(routes, queue, Asking)
+    _add_watching(routes, queue, Asking)
+    _add_webhooks(routes, queue, Asking)
+
+
+def _add_states(routes: APIRouter, queue: Queue, Asking: Any) -> None:
+    """How finetunes are, and what changes that."""
+    told = {"response_model": Finetune, "response_model_exclude_unset": True}
 
     @routes.get(
         "/finetunes", response_model=Finetunes, response_model_exclude_unset=True, summary="List finetunes with states"
@@ -110,7 +119,7 @@ def add(routes: APIRouter, queue: Queue) -> None:
         """Your finetunes, newest first; to an owner of the machine, everybody’s."""
         return _page(queue, caller, limit, before)
 
-    @routes.get("/finetunes/{id}", response_model=Finetune, response_model_exclude_unset=True, summary="One finetune")
+    @routes.get("/finetunes/{id}", **told, summary="One finetune")
     def one(caller: Asking, id: str) -> dict[str, Any]:
         """A finetune of yours as the list has it."""
         return _entry(queue, finetunes.find(queue, id, caller), caller)
@@ -120,29 +129,23 @@ def add(routes: APIRouter, queue: Queue) -> None:
         """What happened since a cursor: stages, steps with their loss, samples, warnings, and how it ended."""
         return _events(queue, finetunes.find(queue, id, caller), since)
 
-    @routes.post(
-        "/finetunes/{id}/cancel",
-        response_model=Finetune,
-        response_model_exclude_unset=True,
-        summary="Stop a finetune",
-    )
+    @routes.post("/finetunes/{id}/cancel", **told, summary="Stop a finetune")
     def cancel(caller: Asking, id: str) -> dict[str, Any]:
         """Stop after the current step and keep what was learned; what waits leaves the queue."""
         run = finetunes.find(queue, id, caller)
         queue.stop(run)
         return _entry(queue, run, caller)
 
-    @routes.post(
-        "/finetunes/{id}/resume",
-        response_model=Finetune,
-        response_model_exclude_unset=True,
-        summary="Let a finetune go on",
-    )
+    @routes.post("/finetunes/{id}/resume", **told, summary="Let a finetune go on")
     def resume(caller: Asking, id: str) -> dict[str, Any]:
         """Go on from the last checkpoint of a finetune that was stopped, or that failed."""
         run = finetunes.find(queue, id, caller)
         queue.resume(run)
         return _entry(queue, run, caller)
+
+
+def _add_files(routes: APIRouter, queue: Queue, Asking: Any) -> None:
+    """What a finetune has made."""
 
     @routes.get("/finetunes/{id}/files", response_model=Files, summary="List files")
     def list_files(request: Request, caller: Asking, id: str) -> dict[str, Any]:
@@ -165,18 +168,26 @@ def add(routes: APIRouter, queue: Queue) -> None:
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         return FileResponse(run.folder / path, media_type=kind, filename=name, headers=files.HEADERS)
 
+
+def _add_watching(routes: APIRouter, queue: Queue, Asking: Any) -> None:
+    """The link by which others watch a finetune."""
+
     @routes.post("/finetunes/{id}/watch_link", response_model=WatchLink, summary="Make a link to watch")
     def make_watch_link(request: Request, caller: Asking, id: str) -> dict[str, str]:
         """Make a link by which anybody can watch this finetune, or give the one there is."""
         run = finetunes.find(queue, id, caller)
-        key = owners.allow_watching(run)
-        return {"url": f"{callers.public_root(queue.settings, request)}/v1/watch/{run.id}#{key}"}
+        owners.allow_watching(run)
+        return {"url": f"{callers.public_root(queue.settings, request)}/{watch.path(run)}"}
 
     @routes.delete("/finetunes/{id}/watch_link", response_model=WatchLink, summary="Withdraw the link to watch")
     def end_watch_link(caller: Asking, id: str) -> dict[str, None]:
         """Withdraw the link: whoever has it sees nothing from now on."""
         owners.end_watching(finetunes.find(queue, id, caller))
         return {"url": None}
+
+
+def _add_webhooks(routes: APIRouter, queue: Queue, Asking: Any) -> None:
+    """Whom the ends of a finetune were told."""
 
     @routes.get("/finetunes/{id}/webhooks", response_model=Webhooks, summary="List deliveries of webhooks")
     def list_webhooks(caller: Asking, id: str) -> dict[str, Any]:

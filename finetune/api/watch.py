@@ -68,10 +68,13 @@ def add(routes: APIRouter, queue: Queue) -> None:
 
 def link(settings: Settings, run: Run) -> str:
     """The address to watch a run at, relative to the page unless the service knows its own; empty without a key."""
-    if not (key := owners.watch_key(run)):
-        return ""
     root = f"{settings.public_url}/" if settings.public_url else ""
-    return f"{root}v1/watch/{run.id}#{key}"
+    return f"{root}{path(run)}" if owners.watch_key(run) else ""
+
+
+def path(run: Run) -> str:
+    """The same below where the service is reached."""
+    return f"v1/watch/{run.id}#{owners.watch_key(run)}"
 
 
 def _page() -> tuple[str, dict[str, str]]:
