@@ -13,16 +13,8 @@ from finetune.dataset import intake
 from finetune.owners import Caller
 from finetune.queue import Queue
 from finetune.runs import State
-from finetune.settings import Settings
 
 ASKED = {"finetune_comment": "pears", "mode": "style"}
-
-
-@pytest.fixture
-def queue(tmp_path):
-    made = Queue(Settings(home=tmp_path / "home", disk_reserve_gib=0), pretend.StillExecutor())
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -8,10 +8,8 @@ from urllib.parse import urlsplit
 
 import pretend
 import pytest
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
 
-from finetune import api, images, keys
+from finetune import images, keys
 from finetune.api import endpoints
 from finetune.queue import Queue
 from finetune.settings import Settings
@@ -38,13 +36,6 @@ def queue(settings):
     made = Queue(settings, pretend.StillExecutor())
     yield made
     made.close()
-
-
-@pytest.fixture
-def client(queue):
-    app = FastAPI()
-    app.include_router(api.router(queue))
-    return TestClient(app)
 
 
 @pytest.fixture

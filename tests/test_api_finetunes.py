@@ -7,18 +7,13 @@ import uuid
 from datetime import datetime
 
 import pictures
-import pretend
 import pytest
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
 
-from finetune import api, images, keys, runs
+from finetune import images, keys, runs
 from finetune.api import finetunes
 from finetune.images import Order
 from finetune.inputs import Request
-from finetune.queue import Queue
 from finetune.runs import State
-from finetune.settings import Settings
 
 ROOT = "http://testserver"
 SIX = ["id", "status", "result", "progress", "details", "preview"]
@@ -28,20 +23,6 @@ MISSING = {
 }
 LEAST = {"finetune_comment": "pears", "mode": "style"}
 NOBODYS = str(uuid.uuid4())
-
-
-@pytest.fixture
-def queue(tmp_path):
-    made = Queue(Settings(home=tmp_path / "home", disk_reserve_gib=0), pretend.StillExecutor())
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def client(queue):
-    app = FastAPI()
-    app.include_router(api.router(queue))
-    return TestClient(app)
 
 
 @pytest.fixture(scope="module")

@@ -3,18 +3,13 @@
 import time
 import uuid
 
-import pretend
 import pytest
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
 
-from finetune import api, keys, webhooks
+from finetune import keys, webhooks
 from finetune.api import library
 from finetune.inputs import Request
 from finetune.owners import Caller
-from finetune.queue import Queue
 from finetune.runs import State
-from finetune.settings import Settings
 from finetune.webhooks import Deliveries
 from finetune.webhooks.calls import Answer
 
@@ -31,20 +26,6 @@ ROUTES = [
     ("GET", "/webhooks"),
     ("POST", "/webhooks/1/send_again"),
 ]
-
-
-@pytest.fixture
-def queue(tmp_path):
-    made = Queue(Settings(home=tmp_path / "home"), pretend.StillExecutor())
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def client(queue):
-    app = FastAPI()
-    app.include_router(api.router(queue))
-    return TestClient(app)
 
 
 def waiting(queue, name="pears", owner="local"):

@@ -16,7 +16,6 @@ from starlette.middleware import Middleware
 from finetune import api, dataset, inputs, owners
 from finetune.api import guard, watch
 from finetune.api.throttle import Throttle
-from finetune.queue import Queue
 from finetune.settings import Settings
 
 REQUEST = {
@@ -25,20 +24,6 @@ REQUEST = {
     "webhook_url": "https://hooks.example/secret-path",
     "webhook_secret": "hush",
 }
-
-
-@pytest.fixture
-def queue(tmp_path):
-    queue = Queue(Settings(home=tmp_path / "home"), pretend.StillExecutor())
-    yield queue
-    queue.close()
-
-
-@pytest.fixture
-def client(queue):
-    app = FastAPI()
-    app.include_router(api.router(queue))
-    return TestClient(app)
 
 
 @pytest.fixture

@@ -3,10 +3,9 @@
 import re
 import zipfile
 
+import browsing
 import pytest
-import test_page
 from pictures import picture, zip_of
-from test_page import browser, open_page  # noqa: F401
 
 from finetune import dataset, runs
 from finetune.dataset import intake
@@ -19,11 +18,11 @@ CAPTIONS = ("a red cup", "a blue cup", "two cups on a table", "a spoon")
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    yield from test_page._started(tmp_path_factory, ["-c", "import pretend; pretend.serve({port}, 20, 0.02)"])
+    yield from browsing.started(tmp_path_factory, browsing.QUICK)
 
 
 @pytest.fixture
-def opened(service, open_page, tmp_path):  # noqa: F811
+def opened(service, open_page, tmp_path):
     """Open a draft with such captions: one that is there already, as nobody may upload so many in a minute."""
 
     def opened(captions, **options):
@@ -162,7 +161,7 @@ def test_a_filter_shows_what_is_asked_for_with_its_count(page):
     expect(captions(page)).to_have_text(["TOK, a spoon"])
 
 
-def test_two_tabs_show_the_same(page, open_page):  # noqa: F811
+def test_two_tabs_show_the_same(page, open_page):
     """What is changed in one is shown in the other, without a refresh."""
     other = open_page(page.url)
     expect(captions(other)).to_have_count(4)
@@ -218,7 +217,7 @@ def test_a_picture_is_shown_as_it_is_trained(page):
 def test_captions_come_in_while_the_page_is_open(opened):
     """Pictures without a caption are described one after the other, with a line that says how far it is."""
     page = opened([None] * 8)
-    test_page._choose(page, "mode", "Style")
+    browsing.choose(page, "mode", "Style")
 
     expect(page.locator(".pictures .quiet").first).to_contain_text(re.compile(r"\d of 8 described"), timeout=15_000)
     expect(page.locator(".cell[data-origin=described]")).to_have_count(8, timeout=30_000)
@@ -274,7 +273,7 @@ def test_captions_are_edited_on_a_phone(opened, scheme):
 
 def test_trigger_words_of_any_letters_are_marked(page):
     """A trigger word is marked as it is, also when its letters mean something to patterns."""
-    test_page._field(page, "trigger_word").fill("C++(x)")
+    browsing.field(page, "trigger_word").fill("C++(x)")
 
     expect(page.locator(".cell mark").first).to_have_text("C++(x)")
 
@@ -282,7 +281,7 @@ def test_trigger_words_of_any_letters_are_marked(page):
 def test_a_refresh_keeps_what_pictures_were_described_for(opened):
     """The mode is in the form again, so that the captions shown are those that would be trained."""
     page = opened([None])
-    test_page._choose(page, "mode", "Product")
+    browsing.choose(page, "mode", "Product")
     expect(captions(page)).to_have_text(["TOK, a product thing"], timeout=30_000)
 
     page.reload()

@@ -3,13 +3,12 @@
 import json
 import zipfile
 
+import browsing
 import gradio
 import pytest
-import test_page
 from pictures import encoded, picture
 from pretend import StillExecutor
 from starlette.requests import Request
-from test_page import browser, open_page  # noqa: F401
 
 from finetune import runs
 from finetune.errors import FinetuneError
@@ -30,11 +29,11 @@ MADE = """() => [...document.querySelectorAll("*")].filter((one) => [...one.attr
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    yield from test_page._started(tmp_path_factory, ["-c", "import pretend; pretend.serve({port}, 20, 0.02)"])
+    yield from browsing.started(tmp_path_factory, browsing.QUICK)
 
 
 @pytest.fixture
-def page(service, open_page):  # noqa: F811
+def page(service, open_page):
     return open_page(service.url)
 
 
@@ -67,13 +66,13 @@ def start(page, tmp_path, comment=IMAGE):
     """Train with markup in every field that takes it; returns the run's id."""
     upload(page, hostile_zip(tmp_path / "hostile.zip"))
     sync_api.expect(page.locator(".pictures .picture")).to_have_count(4)
-    test_page._field(page, "finetune_comment").fill(comment)
-    test_page._choose(page, "mode", "Style")
-    test_page._field(page, "trigger_word").fill(IMAGE)
+    browsing.field(page, "finetune_comment").fill(comment)
+    browsing.choose(page, "mode", "Style")
+    browsing.field(page, "trigger_word").fill(IMAGE)
     page.get_by_text("More settings").click()
-    test_page._field(page, "sample_prompts").fill("\n".join(MARKUP))
-    test_page._field(page, "webhook_secret").fill(ALL)
-    test_page._train(page)
+    browsing.field(page, "sample_prompts").fill("\n".join(MARKUP))
+    browsing.field(page, "webhook_secret").fill(ALL)
+    browsing.train(page)
     return page.url.partition("run=")[2]
 
 
@@ -129,12 +128,12 @@ def test_a_zip_full_of_markup_is_harmless(page, tmp_path):
 def test_what_is_wrong_with_a_field_is_text(page):
     """Messages that repeat what was typed show it as it was typed."""
     for field in ("finetune_comment", "trigger_word", "learning_rate"):
-        test_page._field(page, field).fill(IMAGE)
+        browsing.field(page, field).fill(IMAGE)
     base = page.locator("#field-base_model input")
     base.fill(IMAGE)
     base.press("Enter")
     page.get_by_text("More settings").click()
-    test_page._field(page, "webhook_url").fill(f"javascript:{IMAGE}")
+    browsing.field(page, "webhook_url").fill(f"javascript:{IMAGE}")
 
     page.get_by_role("button", name="Train", exact=True).click()
 
@@ -144,7 +143,7 @@ def test_what_is_wrong_with_a_field_is_text(page):
 def test_a_run_of_markup_is_harmless_from_start_to_end(service, page, tmp_path):
     """Title, facts, log, samples, warnings, result, enlarged picture and a failure are text."""
     id = start(page, tmp_path)
-    test_page._stands(page, "Ready", seconds=60)
+    browsing.stands(page, "Ready", seconds=60)
     assert_harmless(page, f"trigger word {IMAGE}")
 
     page.locator(".sample img").first.click()
@@ -162,12 +161,12 @@ def test_a_run_of_markup_is_harmless_from_start_to_end(service, page, tmp_path):
     files = [{"name": "pretend.safetensors", "bytes": 10, "title": ALL}]
     run.tell("ready", files=files, checks=[ALL], summary={"seconds": 1.0})
     page.reload()
-    test_page._stands(page, "Ready")
+    browsing.stands(page, "Ready")
     assert_harmless(page, "warning <img")
 
     run.tell("failed", message=ALL, hint=ALL)
     page.reload()
-    test_page._stands(page, "Failed")
+    browsing.stands(page, "Failed")
     assert_harmless(page)
 
 
@@ -175,7 +174,7 @@ def test_a_list_of_runs_with_markup_is_harmless(page, tmp_path):
     """Names in the list, in what is said of deleting, and among the deleted are text."""
     name = MARKUP[1] + IMAGE
     start(page, tmp_path, name)
-    test_page._stands(page, "Ready", seconds=60)
+    browsing.stands(page, "Ready", seconds=60)
 
     page.get_by_role("tab", name="Runs", exact=True).click()
     assert_harmless(page, name)

@@ -7,14 +7,13 @@ import threading
 import urllib.error
 import urllib.request
 
+import browsing
 import fakes
 import hub
 import pytest
-import test_page
 from pictures import picture, zip_of
 from pretend import StillExecutor
 from receiver import Receiver
-from test_page import browser, open_page  # noqa: F401
 
 from finetune import runs
 from finetune.queue import Queue
@@ -58,7 +57,7 @@ def service(tmp_path, monkeypatch, hub_server):
     values |= {"FINETUNE_THREADS": "1", "FINETUNE_PRIVATE_WEBHOOKS": "1"}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    service = test_page.Service(tmp_path / "home", test_page.REAL)
+    service = browsing.Service(tmp_path / "home", browsing.REAL)
     service.start()
     yield service
     if service.process.poll() is None:
@@ -84,7 +83,7 @@ def heard_by(page):
         if response.request.resource_type in ("fetch", "xhr", "document", "eventsource"):
             try:
                 answers.append((response.url, f"{response.headers}".encode() + response.body()))
-            except test_page.sync_api.Error:  # a stream that the page has closed
+            except browsing.sync_api.Error:  # a stream that the page has closed
                 answers.append((response.url, b""))
 
     page.on("response", keep)
@@ -111,22 +110,22 @@ def asked(url):
 def train(page, receiver, path):
     """Upload, fill the form in, and wait for the LoRA; returns the run's id."""
     page.locator("#pictures-zip input[type=file]").set_input_files(path)
-    test_page.sync_api.expect(page.locator(".pictures .picture")).to_have_count(4)
-    test_page._field(page, "finetune_comment").fill("pears")
-    test_page._choose(page, "mode", "Style")
-    test_page._choose(page, "finetune_type", "LoRA adapter")
-    test_page._choose(page, "priority", "Speed")
+    browsing.sync_api.expect(page.locator(".pictures .picture")).to_have_count(4)
+    browsing.field(page, "finetune_comment").fill("pears")
+    browsing.choose(page, "mode", "Style")
+    browsing.choose(page, "finetune_type", "LoRA adapter")
+    browsing.choose(page, "priority", "Speed")
     page.locator("#field-iterations input[type=number]").fill("100")
     page.get_by_text("More settings").click()
-    test_page._field(page, "webhook_url").fill(receiver.url)
-    test_page._field(page, "webhook_secret").fill(WEBHOOK_SECRET)
-    test_page._train(page)
-    test_page._stands(page, "Ready", seconds=240)
+    browsing.field(page, "webhook_url").fill(receiver.url)
+    browsing.field(page, "webhook_secret").fill(WEBHOOK_SECRET)
+    browsing.train(page)
+    browsing.stands(page, "Ready", seconds=240)
     return page.url.partition("run=")[2]
 
 
 @pytest.mark.slow
-def test_secrets_are_nowhere_but_where_they_must_be(service, open_page, receiver, tmp_path, capfd):  # noqa: F811
+def test_secrets_are_nowhere_but_where_they_must_be(service, open_page, receiver, tmp_path, capfd):
     """A whole run with a signed webhook, a token of the machine and two pushes leaves none of its secrets anywhere."""
     page = open_page(service.url)
     answers = heard_by(page)
@@ -139,7 +138,7 @@ def test_secrets_are_nowhere_but_where_they_must_be(service, open_page, receiver
     page.locator("details.push a[href*=pears]").wait_for()
     receiver.has_received.wait(30)
     page.reload()
-    test_page._stands(page, "Ready")
+    browsing.stands(page, "Ready")
     answers += [(path, asked(f"{service.url}v1/{path.format(id=id)}")) for path in ROUTES]
     answers += [(path, asked(f"{service.url}{path}")) for path in ("openapi.json", "config")]
     service.end()

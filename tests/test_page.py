@@ -1,20 +1,9 @@
 """The page in a real browser: from upload to download with the real worker, and its habits with a pretended one.
 
-Any Chromium will do: the variable CHROMIUM, one on the path, or Playwright's own. Only without one are these skipped.
 `test_zip_becomes_a_lora_on_the_page` needs the demo base in assets/demo-base and takes minutes.
 """
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from contextlib import suppress
-from pathlib import Path
-
+import browsing
 import pretend
 import pytest
 from safetensors.numpy import load_file
@@ -23,127 +12,24 @@ from finetune import settings
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
-PROJECT = Path(__file__).parent.parent
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-REAL = ["app.py", "--port", "{port}"]
-PRETEND = ["-c", "import pretend; pretend.serve({port}, 120, 0.05)"]
-
-
-class Service:
-    """The service as a process that can be ended and started again."""
-
-    def __init__(self, home, command):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url, self.home, self.process = f"http://127.0.0.1:{self.port}/", home, None
-        self._command = [sys.executable, *(word.format(port=self.port) for word in command)]
-
-    def start(self):
-        paths = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
-        env = {**os.environ, "FINETUNE_HOME": str(self.home), "PYTHONPATH": paths}
-        self.process = subprocess.Popen(self._command, cwd=PROJECT, env=env)
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            with suppress(OSError):
-                return urllib.request.urlopen(f"{self.url}v1/health", timeout=2).close()
-            time.sleep(0.2)
-        raise AssertionError("the service did not start within a minute")
-
-    def end(self):
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(timeout=20) is not None
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    with sync_api.sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        except sync_api.Error:
-            if path or os.environ.get("CI"):
-                raise
-            pytest.skip("no Chromium was found")
-        yield browser
-        browser.close()
-
-
-def _started(tmp_path_factory, command):
-    service = Service(tmp_path_factory.mktemp("home"), command)
-    service.start()
-    yield service
-    service.end()
-
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    yield from _started(tmp_path_factory, REAL)
-
-
-@pytest.fixture(scope="module")
-def pretended(tmp_path_factory):
-    yield from _started(tmp_path_factory, PRETEND)
-
-
-@pytest.fixture
-def open_page(browser):
-    """Open pages; at the end none of them may have had an error or asked another host."""
-    contexts, wrong = [], []
-
-    def opened(url, awaits="tab", **options):
-        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}))
-        page = contexts[-1].new_page()
-        own = "/".join(url.split("/")[:3])
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on(
-            "request", lambda one: wrong.append(one.url) if one.url.startswith("http") and own not in one.url else None
-        )
-        page.goto(url)
-        page.get_by_role(awaits).first.wait_for()
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert not wrong
-
-
-def _load_example(page):
-    page.get_by_role("button", name="Load the example").click()
-    sync_api.expect(page.locator(".pictures .cell")).to_have_count(16)
-
-
-def _field(page, name):
-    return page.locator(f"#field-{name} :is(input, textarea)")
-
-
-def _choose(page, name, choice):
-    page.locator(f"#field-{name} input").click()
-    page.get_by_role("option", name=choice, exact=True).click()
-
-
-def _train(page):
-    page.get_by_role("button", name="Train", exact=True).click()
-    page.wait_for_function("location.search.includes('run=')")
-
-
-def _stands(page, state, seconds=30):
-    sync_api.expect(page.locator("#live .badge")).to_have_text(state, timeout=seconds * 1000)
+    yield from browsing.started(tmp_path_factory, browsing.REAL)
 
 
 @pytest.mark.slow
 def test_zip_becomes_a_lora_on_the_page(service, open_page, tmp_path):
     """The example is loaded, trained on the demo base, and its LoRA downloaded."""
     page = open_page(service.url)
-    _load_example(page)
+    browsing.load_example(page)
     sync_api.expect(page.locator(".pictures [data-origin=described]")).to_have_count(6, timeout=90_000)
     page.locator("#field-iterations input[type=number]").fill("100")
-    _choose(page, "finetune_type", "LoRA adapter")
-    _choose(page, "priority", "Speed")
+    browsing.choose(page, "finetune_type", "LoRA adapter")
+    browsing.choose(page, "priority", "Speed")
 
-    _train(page)
-    _stands(page, "Ready", seconds=420)
+    browsing.train(page)
+    browsing.stands(page, "Ready", seconds=420)
     with page.expect_download() as download:
         page.get_by_role("link", name="Download LoRA twemoji.safetensors").click()
     download.value.save_as(tmp_path / "lora.safetensors")
@@ -171,13 +57,13 @@ def test_what_is_wrong_is_said_beside_the_fields(pretended, open_page):
 def test_bad_zip_is_explained_and_the_form_keeps_its_words(pretended, open_page, tmp_path):
     """A file that is no ZIP gets a message beside the field; what was typed stays."""
     page = open_page(pretended.url)
-    _field(page, "finetune_comment").fill("mine")
+    browsing.field(page, "finetune_comment").fill("mine")
     (tmp_path / "bad.zip").write_bytes(b"not a zip")
 
     page.locator("#pictures-zip input[type=file]").set_input_files(tmp_path / "bad.zip")
 
     sync_api.expect(page.locator("#pictures-problem .notice")).to_be_visible()
-    assert _field(page, "finetune_comment").input_value() == "mine"
+    assert browsing.field(page, "finetune_comment").input_value() == "mine"
 
 
 def test_upload_shows_captions_that_follow_the_form(pretended, open_page, tmp_path):
@@ -188,8 +74,8 @@ def test_upload_shows_captions_that_follow_the_form(pretended, open_page, tmp_pa
     first = page.locator(".pictures .caption").first
     sync_api.expect(first).to_have_text("TOK, a thing of kind 0")
 
-    _choose(page, "mode", "Style")
-    _field(page, "trigger_word").fill("MUG")
+    browsing.choose(page, "mode", "Style")
+    browsing.field(page, "trigger_word").fill("MUG")
     sync_api.expect(first).to_have_text("a thing of kind 0 in the style of MUG")
 
     page.reload()
@@ -199,21 +85,21 @@ def test_upload_shows_captions_that_follow_the_form(pretended, open_page, tmp_pa
 def test_run_survives_refresh_second_browser_and_restart(pretended, open_page):
     """While it trains: the same run after a refresh, in a second browser, and after the service was started anew."""
     page = open_page(pretended.url)
-    _load_example(page)
-    _train(page)
-    _stands(page, "Running")
+    browsing.load_example(page)
+    browsing.train(page)
+    browsing.stands(page, "Running")
     address = page.evaluate("location.href")
     page.reload()
-    _stands(page, "Running")
+    browsing.stands(page, "Running")
     second = open_page(address)
-    _stands(second, "Running")
+    browsing.stands(second, "Running")
 
     pretended.end()
     sync_api.expect(second.get_by_text("Connection lost")).to_be_visible(timeout=15_000)
     pretended.start()
 
     for one in (page, second):
-        _stands(one, "Ready", seconds=60)
+        browsing.stands(one, "Ready", seconds=60)
         sync_api.expect(one.get_by_text("Connection lost")).to_be_hidden()
         sync_api.expect(one.locator(".live .readout")).to_contain_text("step 120")
         assert one.locator(".sample").count() == 12
@@ -223,24 +109,24 @@ def test_run_survives_refresh_second_browser_and_restart(pretended, open_page):
 def test_stop_asks_once_and_continue_goes_on(pretended, open_page):
     """Stop wants a confirmation; a stopped run goes on from its last checkpoint."""
     page = open_page(pretended.url)
-    _load_example(page)
-    _train(page)
-    _stands(page, "Running")
+    browsing.load_example(page)
+    browsing.train(page)
+    browsing.stands(page, "Running")
 
     page.get_by_role("button", name="Stop", exact=True).click()
     page.get_by_role("button", name="Yes, stop it").click()
-    _stands(page, "Stopped")
+    browsing.stands(page, "Stopped")
     page.get_by_role("button", name="Continue this run").click()
 
-    _stands(page, "Ready", seconds=60)
+    browsing.stands(page, "Ready", seconds=60)
 
 
 def test_runs_are_opened_deleted_and_brought_back(pretended, open_page):
     """The list opens a run; a deleted one comes back by Undo."""
     page = open_page(pretended.url)
-    _load_example(page)
-    _train(page)
-    _stands(page, "Ready", seconds=60)
+    browsing.load_example(page)
+    browsing.train(page)
+    browsing.stands(page, "Ready", seconds=60)
     page.get_by_role("tab", name="Runs", exact=True).click()
     listed = page.locator(".runs .run")
     listed.first.wait_for()
@@ -252,14 +138,14 @@ def test_runs_are_opened_deleted_and_brought_back(pretended, open_page):
     sync_api.expect(listed).to_have_count(count)
     listed.first.click()
 
-    _stands(page, "Ready")
+    browsing.stands(page, "Ready")
 
 
 def test_link_to_watch_shows_a_run_until_it_is_withdrawn(pretended, open_page):
     """Who has the link sees the run live and can do nothing; once it is withdrawn the page shows nothing any more."""
     page = open_page(pretended.url)
-    _load_example(page)
-    _train(page)
+    browsing.load_example(page)
+    browsing.train(page)
     page.get_by_role("button", name="Share a link to watch").click()
     address = page.locator(".sharing code").inner_text()
 
@@ -312,7 +198,7 @@ def test_pictures_are_drawn_with_the_lora_and_compared_with_the_base(pretended, 
 def test_phone_needs_no_sideways_scrolling(pretended, open_page, scheme):
     """At 390 pixels every tab fits the width."""
     page = open_page(pretended.url, viewport={"width": 390, "height": 844}, color_scheme=scheme)
-    _load_example(page)
+    browsing.load_example(page)
 
     for tab in ("New finetune", "Run", "Runs"):
         page.get_by_role("tab", name=tab, exact=True).click()

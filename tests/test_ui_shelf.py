@@ -2,10 +2,9 @@
 
 from types import SimpleNamespace
 
+import browsing
 import pretend
 import pytest
-import test_page
-from test_page import browser, open_page, pretended  # noqa: F401
 
 from finetune import dataset, runs, shelf
 from finetune.dataset import intake
@@ -147,12 +146,12 @@ MARKUP = "<img src=x onerror=hacked=1> {{hacked=1}}"
 
 def _upload(page, path):
     page.locator("#pictures-zip input[type=file]").set_input_files(path)
-    test_page.sync_api.expect(page.locator(".pictures .picture")).to_have_count(4)
+    browsing.sync_api.expect(page.locator(".pictures .picture")).to_have_count(4)
 
 
-def test_pictures_are_kept_used_and_deleted_on_the_page(pretended, open_page, tmp_path):  # noqa: F811
+def test_pictures_are_kept_used_and_deleted_on_the_page(pretended, open_page, tmp_path):
     """Kept by the keyboard, found after the page is loaded anew, used without an upload, deleted when asked twice."""
-    expect = test_page.sync_api.expect
+    expect = browsing.sync_api.expect
     page = open_page(pretended.url, viewport={"width": 390, "height": 800})
     _upload(page, pretend.zip_of_pictures(tmp_path / "things.zip"))
     page.get_by_label("Name of the dataset").fill(MARKUP)

@@ -1,10 +1,10 @@
 """The field for pictures: what it gives to the tab, and, in a real browser, what can be dropped on it."""
 
+import browsing
 import pytest
 from gradio.components.file import ListFiles
 from gradio.data_classes import FileData
 from pictures import picture
-from test_page import browser, open_page, pretended, sync_api  # noqa: F401
 
 from finetune import dataset, runs
 from finetune.ui import upload
@@ -24,12 +24,12 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def page(open_page, pretended):  # noqa: F811
+def page(open_page, pretended):
     return open_page(pretended.url)
 
 
-def _found(page, pretended, count):  # noqa: F811
-    sync_api.expect(page.locator(".pictures .picture")).to_have_count(count, timeout=30_000)
+def _found(page, pretended, count):
+    browsing.sync_api.expect(page.locator(".pictures .picture")).to_have_count(count, timeout=30_000)
     page.wait_for_function("location.search.includes('draft=')")
     id = page.evaluate("new URLSearchParams(location.search).get('draft')")
     return dataset.read(runs.find(pretended.home / "runs", id))
@@ -52,7 +52,7 @@ def test_finetune_is_called_after_what_was_dropped(names, title):
     assert upload.title([(name, "") for name in names]) == title
 
 
-def test_several_files_are_taken_together(page, pretended, tmp_path):  # noqa: F811
+def test_several_files_are_taken_together(page, pretended, tmp_path):
     """Pictures and captions that are dropped without a ZIP belong together by their names."""
     for number in range(3):
         picture(number).save(tmp_path / f"{number}.png")
@@ -63,7 +63,7 @@ def test_several_files_are_taken_together(page, pretended, tmp_path):  # noqa: F
     assert [image.caption for image in _found(page, pretended, 3).images] == [None, "a thing", None]
 
 
-def test_chosen_folder_keeps_its_paths(page, pretended, folder):  # noqa: F811
+def test_chosen_folder_keeps_its_paths(page, pretended, folder):
     """Of a folder, names and repeats arrive as they are on the disk, and a model's weights stay there."""
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose a folder").click()
@@ -81,7 +81,7 @@ def test_chosen_folder_keeps_its_paths(page, pretended, folder):  # noqa: F811
     assert [one.file for one in found.ignored] == ["my dogs/model.safetensors"]
 
 
-def test_dropped_folder_is_a_chosen_one(page, pretended, folder):  # noqa: F811
+def test_dropped_folder_is_a_chosen_one(page, pretended, folder):
     """A folder can be dropped on the field, beside a file."""
     picture(9).save(folder.parent / "z.png")
     box = page.locator("#pictures-zip").bounding_box()
