@@ -72,6 +72,10 @@ class DeniedError(FinetuneError):
     """Who asks has to sign in first, or may not do this."""
 
 
+class ExpiredError(FinetuneError):
+    """A link is too old."""
+
+
 class BusyError(FinetuneError):
     """The queue is full, or who asks has enough in it; after `retry_after_seconds` it is worth asking again."""
 

@@ -5,8 +5,6 @@ studio that draws, or by the service when there is no studio any more. An image 
 marks tell quickly, however many images lie here, which ones are still to be drawn and whose webhook is still to hear.
 """
 
-import hashlib
-import hmac
 import json
 import os
 import secrets
@@ -18,12 +16,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import filelock
 
-from finetune import bases, registry
-from finetune.errors import BusyError, ConfigError, FinetuneError, MissingError, ModelError, StorageError
+from finetune import bases, links, registry
+from finetune.errors import BusyError, ConfigError, FinetuneError, MissingError, ModelError
 from finetune.families import BaseModel
 from finetune.runs import Run
 from finetune.settings import Settings
@@ -34,7 +31,7 @@ LARGEST_SIDE = 2048
 LONGEST_PROMPT = 10_000
 """Units: characters; no base model reads as many."""
 DAYS_KEPT = 1.0
-LINK_MINUTES = 60
+LINK_SECONDS = 60 * 60
 TRIES = 2
 """An image that ends the studio as often is not tried again."""
 RETRY_AFTER_SECONDS = 30
@@ -270,16 +267,8 @@ def result(settings: Settings, image: Image, root: str) -> dict[str, Any] | None
 def link(settings: Settings, image: Image, root: str = "") -> str:
     """A link to the picture of an image that is ready; it needs no key, stays the same for minutes and ends after an
     hour. Without a root it is relative to the page."""
-    step = 600
-    expires = (int(time.time()) + LINK_MINUTES * 60) // step * step + step
-    name = image.file.name
-    query = urlencode({"exp": expires, "sig": signature(settings, image.id, name, expires)})
-    return f"{root.rstrip('/')}{'/' if root else ''}v1/images/{image.id}/{name}?{query}"
-
-
-def signature(settings: Settings, id: str, file: str, expires: int) -> str:
-    """What a link to a picture must carry."""
-    return hmac.new(settings.secret, f"image\n{id}\n{file}\n{expires}".encode(), hashlib.sha256).hexdigest()
+    relative = links.sign(settings, f"images/{image.id}/{image.file.name}", LINK_SECONDS, 600)
+    return f"{root.rstrip('/')}/{relative}" if root else relative
 
 
 def untold(settings: Settings) -> list[Image]:
@@ -381,8 +370,7 @@ def _check_room(settings: Settings, owner: str) -> None:
             "Order more when some are done.",
             RETRY_AFTER_SECONDS,
         )
-    if shutil.disk_usage(settings.images).free < settings.disk_reserve_gib * 2**30:
-        raise StorageError("The disk has no room left for images.", "Delete runs that nobody needs.")
+    settings.check_room(folder=settings.images)
 
 
 def _discard_if_old(path: Path, now: float) -> None:

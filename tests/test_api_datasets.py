@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from finetune import api, dataset, keys, runs, shelf
+from finetune import api, dataset, keys, links, runs, shelf
 from finetune.api import datasets
 from finetune.dataset import intake
 from finetune.owners import Caller
@@ -120,10 +120,12 @@ def test_picture_of_a_dataset_needs_a_signed_link(client, queue, kept):
     assert client.get(link).status_code == 404
 
 
-def test_old_link_to_a_picture_has_expired(client, queue, kept):
+def test_old_link_to_a_picture_has_expired(client, queue, kept, monkeypatch):
     """It ends as those to files of runs do."""
-    place = kept.folder.relative_to(shelf.root(queue.settings)).as_posix()
+    link = datasets.thumbnail_link(queue.settings, kept)
+    now = links.time.time()
+    monkeypatch.setattr(links.time, "time", lambda: now + 13 * 3600)
 
-    answer = client.get(f"v1/datasets/{place}/thumbnail?exp=1&sig={datasets._signature(queue.settings, place, 1)}")
+    answer = client.get(link)
 
     assert answer.status_code == 410

@@ -5,7 +5,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from finetune import api, runs
+from finetune import api, links, runs
 from finetune.api import files
 from finetune.queue import Queue
 from finetune.settings import Settings
@@ -81,8 +81,8 @@ def test_link_that_was_made_longer_is_refused(client, settings, run):
 def test_old_link_has_expired(client, settings, run, monkeypatch):
     """After half a day a link says that it is too old."""
     link = files.link(settings, run, "samples/step000000-0.png")
-    now = files.time.time()
-    monkeypatch.setattr(files.time, "time", lambda: now + 13 * 3600)
+    now = links.time.time()
+    monkeypatch.setattr(links.time, "time", lambda: now + 13 * 3600)
 
     assert client.get(link).status_code == 410
 

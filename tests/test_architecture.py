@@ -9,10 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "finetune"
 STORY = """
-errors settings machine registry inputs memory plan layouts hub bases downloads weights recipe captions instructions
-crops runs index owners keys images dataset shelf descriptions flow adapters lora optimiser formats footprint parts toys
-families captioners encodings checkpoints preview fidelity extraction publish results trainer worker painter studio
-executors queue webhooks api ui options dataset_commands __main__
+errors settings links machine registry inputs memory plan layouts hub bases downloads weights recipe captions
+instructions crops runs index owners keys images dataset shelf descriptions flow adapters lora optimiser formats
+footprint parts toys families captioners encodings checkpoints preview fidelity extraction publish results trainer
+worker painter studio executors queue webhooks api ui options dataset_commands __main__
 """
 ORDER = STORY.split()
 # A protocol says what an extension looks like, and is known to those that find and use extensions.

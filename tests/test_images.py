@@ -8,7 +8,7 @@ from dataclasses import replace
 import pretend
 import pytest
 
-from finetune import images, registry, runs
+from finetune import images, links, registry, runs
 from finetune.errors import BusyError, ConfigError, MissingError, ModelError, StorageError
 from finetune.images import Order
 from finetune.settings import Settings
@@ -174,9 +174,9 @@ def test_link_stays_the_same_for_minutes(settings, run, monkeypatch):
     image = images.create(settings, _order(run))
     _ready(image)
     now = time.time() // 600 * 600
-    monkeypatch.setattr(images.time, "time", lambda: now)
+    monkeypatch.setattr(links.time, "time", lambda: now)
     first = images.link(settings, image)
-    monkeypatch.setattr(images.time, "time", lambda: now + 300)
+    monkeypatch.setattr(links.time, "time", lambda: now + 300)
 
     assert images.link(settings, image) == first
     assert int(first.split("exp=")[1].split("&")[0]) - now - 300 >= 3600

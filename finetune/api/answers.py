@@ -22,6 +22,7 @@ from finetune.errors import (
     DatasetError,
     DeniedError,
     ExecutorError,
+    ExpiredError,
     FinetuneError,
     MissingError,
     StorageError,
@@ -31,6 +32,7 @@ from finetune.errors import (
 STATUS = {
     MissingError: 404,
     DeniedError: 403,
+    ExpiredError: 410,
     BusyError: 429,
     TooLargeError: 413,
     StorageError: 507,

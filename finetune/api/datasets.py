@@ -1,8 +1,5 @@
 """Routes of datasets that are kept under a name, beyond the published API: list them, train with one, delete them."""
 
-import hashlib
-import hmac
-import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
@@ -10,7 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from finetune import inputs, runs, shelf
+from finetune import inputs, links, runs, shelf
 from finetune.api import bodies, callers, files, finetunes, openapi
 from finetune.api.finetunes import FinetuneResponse
 from finetune.owners import Caller
@@ -107,10 +104,8 @@ def add(routes: APIRouter, queue: Queue) -> None:
 
 def thumbnail_link(settings: Settings, kept: Kept) -> str:
     """A link to a dataset's first picture, relative to the page; it stays the same for hours, as those of runs do."""
-    half = files.LINK_HOURS * 1800
-    expires = (int(time.time()) // half + 2) * half
     place = kept.folder.relative_to(shelf.root(settings)).as_posix()
-    return f"v1/datasets/{place}/thumbnail?exp={expires}&sig={_signature(settings, place, expires)}"
+    return links.sign(settings, f"datasets/{place}/thumbnail", files.HALF_A_LINK, files.HALF_A_LINK)
 
 
 def _entry(versions: list[Kept], caller: Caller) -> dict[str, Any]:
@@ -146,15 +141,8 @@ def _submitted(queue: Queue, caller: Caller, asked: DatasetInputs) -> Run:
 
 
 def _send(settings: Settings, place: str, expires: int, signature: str) -> FileResponse:
-    if not hmac.compare_digest(signature.encode(), _signature(settings, place, expires).encode()):
-        raise HTTPException(403, "This link is not valid.")
-    if expires < time.time():
-        raise HTTPException(410, "This link has expired. Load the page again for a new one.")
+    links.check(settings, f"datasets/{place}/thumbnail", expires, signature)
     found = min((shelf.root(settings) / place / "thumbnails").glob("*.webp"), default=None)
     if found is None:
         raise HTTPException(404, "There is no such file.")
     return FileResponse(found, media_type="image/webp", headers=files.HEADERS)
-
-
-def _signature(settings: Settings, place: str, expires: int) -> str:
-    return hmac.new(settings.secret, f"dataset\n{place}\n{expires}".encode(), hashlib.sha256).hexdigest()

@@ -1,26 +1,23 @@
 """Files of runs, and images that were drawn, by signed links: whoever holds a link gets that one file, for as long as
 the link says."""
 
-import hashlib
-import hmac
 import mimetypes
-import time
-from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse
 
-from finetune import images, runs
+from finetune import images, links, runs
 from finetune.queue import Queue
 from finetune.runs import Run
 from finetune.settings import Settings
 
 FOLDERS = ("images", "thumbnails", "samples", "results")
-LINK_HOURS = 12
+HALF_A_LINK = 6 * 3600
+"""Links to what the page shows end within twice this time. Units: seconds."""
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
-    "Cache-Control": f"private, max-age={LINK_HOURS * 1800}",
+    "Cache-Control": f"private, max-age={HALF_A_LINK}",
 }
 
 
@@ -43,14 +40,11 @@ def link(settings: Settings, run: Run, path: str) -> str:
 
     `path` is relative to the run's folder and lies in one of FOLDERS.
     """
-    half = LINK_HOURS * 1800
-    expires = (int(time.time()) // half + 2) * half
-    query = urlencode({"exp": expires, "sig": _signature(settings, run.id, path, expires)})
-    return f"v1/files/{run.id}/{quote(path)}?{query}"
+    return links.sign(settings, f"files/{run.id}/{path}", HALF_A_LINK, HALF_A_LINK)
 
 
 def _send(settings: Settings, run_id: str, path: str, expires: int, signature: str) -> FileResponse:
-    _check(signature, _signature(settings, run_id, path, expires), expires, "Load the page again for a new one.")
+    links.check(settings, f"files/{run_id}/{path}", expires, signature)
     run = runs.find(settings.runs, run_id)
     folder, _, _ = path.partition("/")
     found = (run.folder / path).resolve()
@@ -64,22 +58,9 @@ def _send(settings: Settings, run_id: str, path: str, expires: int, signature: s
 
 
 def _send_image(settings: Settings, id: str, name: str, expires: int, signature: str) -> FileResponse:
-    _check(signature, images.signature(settings, id, name, expires), expires, "Ask for the result again for a new one.")
+    links.check(settings, f"images/{id}/{name}", expires, signature)
     found = images.find(settings, id).file
     if found is None or found.name != name or not found.is_file():
         raise HTTPException(404, "There is no such file.")
     kind = f"image/{found.suffix.removeprefix('.')}"
     return FileResponse(found, media_type=kind, filename=found.name, content_disposition_type="inline", headers=HEADERS)
-
-
-def _check(signature: str, expected: str, expires: int, hint: str) -> None:
-    """Raises: HTTPException when a link is not signed, or too old."""
-    if not hmac.compare_digest(signature.encode(), expected.encode()):
-        raise HTTPException(403, "This link is not valid.")
-    if expires < time.time():
-        raise HTTPException(410, f"This link has expired. {hint}")
-
-
-def _signature(settings: Settings, run_id: str, path: str, expires: int) -> str:
-    signed = f"{run_id}\n{path}\n{expires}".encode()
-    return hmac.new(settings.secret, signed, hashlib.sha256).hexdigest()
