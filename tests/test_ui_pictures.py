@@ -92,6 +92,18 @@ def test_what_is_cut_off_is_said(visit, tmp_path, asked):
     assert [one["crops"][-1]["cut_off"] for one in told["pictures"]] == ["11 %", ""]
 
 
+def test_every_file_is_reported_once_and_not_again(visit, asked):
+    """Pictures and captions have a row each; with what the page knows already there is no report."""
+    first = pictures.panel(visit, asked)
+
+    again = pictures.panel(visit, {**asked, "known": first["known"]})
+
+    names = [*(f"thing{n}.png" for n in range(4)), *(f"thing{n}.txt" for n in range(2))]
+    assert [row["file"] for row in first["report"]] == names
+    assert {row["what"] for row in first["report"]} == {"used"}
+    assert again["report"] is None
+
+
 def test_buckets_count_what_is_trained(visit, run, asked):
     """Each size with its pictures; excluded ones are in none."""
     told = pictures.panel(visit, asked)

@@ -18,7 +18,7 @@ const news = make("span", { class: "quiet news", role: "status" });
 const trouble = make("div", { class: "notice warn", role: "alert", hidden: true });
 const notes = make("div", { class: "notes" });
 const nothing = make("p", { class: "empty", text: "No picture is like that.", hidden: true });
-const ignored = make("details", { class: "ignored", hidden: true });
+const report = make("details", { class: "report", hidden: true });
 
 // ---- captions that are typed and not saved yet outlive a refresh of the page
 
@@ -186,7 +186,7 @@ const tools = toolBar({
 });
 const scoped = () => (cards.chosen().length ? cards.chosen() : listed().map((picture) => picture.file));
 
-const view = make("div", { class: "pictures" }, summary, make("div", { class: "line" }, pace, news), bar, trouble, notes, tools.bar, cards.grid, nothing, ignored, trained.dialog);
+const view = make("div", { class: "pictures" }, summary, make("div", { class: "line" }, pace, news), bar, trouble, notes, tools.bar, cards.grid, nothing, report, trained.dialog);
 
 view.addEventListener("keydown", (event) => {
   if (!told || !told.is_draft || event.target.matches("input:not([type=checkbox]), textarea, select") || event.target.closest("dialog")) return;
@@ -217,6 +217,20 @@ const arrange = () => {
   tools.follow(told, chosenOnes());
 };
 
+// Every file of the upload: what was left out comes first, then what was mended. It never changes, so it is told once.
+const showReport = (rows) => {
+  const kinds = ["ignored", "repaired", "used"].map((what) => [what, rows.filter((row) => row.what === what)]);
+  const many = (found) => found.reduce((sum, row) => sum + row.count, 0);
+  report.hidden = !rows.length;
+  report.replaceChildren(
+    make("summary", { text: `Files: ${kinds.filter(([, found]) => found.length).map(([what, found]) => `${many(found)} ${what}`).join(", ")}` }),
+    ...kinds.filter(([, found]) => found.length).map(([what, found]) =>
+      make("ul", { class: what }, ...found.map((row) =>
+        make("li", { text: [row.count > 1 ? `${row.file} (${row.count})` : row.file, row.words].filter(Boolean).join(": ") }))),
+    ),
+  );
+};
+
 const show = (answer) => {
   told = answer;
   summary.textContent = told.counts;
@@ -227,11 +241,7 @@ const show = (answer) => {
   view.classList.toggle("closed", !told.is_draft);
   arrange();
   trained.refresh();
-  ignored.hidden = !told.ignored.length;
-  ignored.replaceChildren(
-    make("summary", { text: `${counted(told.ignored.length, "file")} ${told.ignored.length === 1 ? "was" : "were"} ignored` }),
-    make("ul", {}, ...told.ignored.map((one) => make("li", { text: `${one.file}: ${one.reason}` }))),
-  );
+  if (told.report) showReport(told.report);
 };
 
 const open = (value) => {

@@ -8,7 +8,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from finetune import inputs, links, runs, shelf
-from finetune.api import bodies, callers, files, finetunes, openapi
+from finetune.api import bodies, files, finetunes, openapi
 from finetune.api.finetunes import FinetuneResponse
 from finetune.owners import Caller
 from finetune.queue import Queue
@@ -93,8 +93,7 @@ def add(routes: APIRouter, queue: Queue) -> None:
         await run_in_threadpool(queue.check_room, caller.name)
         asked = finetunes.validated(DatasetInputs, await bodies.read_json(request, queue.settings))
         run = await run_in_threadpool(_submitted, queue, caller, asked)
-        url = f"{callers.public_root(queue.settings, request)}/v1/get_result?id={run.id}"
-        return {"finetune_id": run.id, "id": run.id, "status": "Pending", "polling_url": url}
+        return finetunes.submitted(queue, request, run)
 
     @routes.get("/datasets/{owner}/{name}/{version}/thumbnail", include_in_schema=False)
     def thumbnail(owner: str, name: str, version: str, exp: int, sig: str) -> FileResponse:

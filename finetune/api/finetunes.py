@@ -115,8 +115,7 @@ def add(routes: APIRouter, queue: Queue) -> None:
         async with places.one(), bodies.received(request, queue.settings) as body:
             asked = await run_in_threadpool(_checked, body.fields, caller)
             run = await _submitted(request, queue, caller, asked, body.zip)
-        url = f"{callers.public_root(queue.settings, request)}/v1/get_result?id={run.id}"
-        return {"finetune_id": run.id, "id": run.id, "status": "Pending", "polling_url": url}
+        return submitted(queue, request, run)
 
     @routes.get(
         "/get_result",
@@ -168,6 +167,12 @@ def add(routes: APIRouter, queue: Queue) -> None:
     def credits(caller: Asking) -> dict[str, float]:
         """What may still be spent. Nothing is charged here, so it never changes."""
         return {"credits": CREDITS}
+
+
+def submitted(queue: Queue, request: Request, run: Run) -> dict[str, str]:
+    """What is answered to a finetune that was put into the queue."""
+    url = f"{callers.public_root(queue.settings, request)}/v1/get_result?id={run.id}"
+    return {"finetune_id": run.id, "id": run.id, "status": "Pending", "polling_url": url}
 
 
 def find(queue: Queue, id: str, caller: Caller) -> Run:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -154,7 +154,7 @@ def told(draft: Draft, known: Any) -> dict[str, Any]:
         "undo": draft.edits.undo,
         "redo": draft.edits.redo,
         "warnings": [*draft.found.warnings, *_troubles(draft)],
-        "ignored": [{"file": one.file, "reason": one.reason} for one in draft.found.ignored],
+        "report": None if known else [asdict(row) for row in draft.found.report()],
         "progress": _progress(draft) if draft.is_waiting else None,
         "is_waiting": draft.is_waiting,
         "is_draft": draft.is_draft,

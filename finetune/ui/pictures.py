@@ -4,7 +4,7 @@ What the page's script calls, each with one dict of the form's values, `asked`: 
 "captioning", "base", "captioner", "priority"}`.
 
 `server.pictures({...asked, known})` gives
-`{"revision", "known", "pictures", "buckets", "trigger", "counts", "undo", "redo", "warnings", "ignored", "progress",
+`{"revision", "known", "pictures", "buckets", "trigger", "counts", "undo", "redo", "warnings", "report", "progress",
 "is_waiting", "is_draft"}`.
 `pictures` has an entry for each picture, excluded ones too; with `known` (what the last answer said; leave it out at
 first, and when the run is another one) an entry is null where nothing has changed since. A picture is `{"file",
@@ -13,7 +13,8 @@ first, and when the run is another one) an entry is null where nothing has chang
 `crops` has one entry for each resolution: `{"resolution_px", "width", "height", "box", "cut_off"}`: `box` in pixels of
 the picture (left, top, right, bottom), `cut_off` a share of its area in words, "" for nothing. `buckets` is a list of
 `{"width", "height", "pictures"}`. `undo` and `redo` say in words what they would take back or repeat, "" for nothing.
-`progress` is null or `{"done", "of", "words"}` while the captioner describes.
+`report` has a row for each file of the upload, `{"file", "what", "words", "count"}`; it never changes, and is null with
+`known`. `progress` is null or `{"done", "of", "words"}` while the captioner describes.
 
 `server.change_pictures({...asked, known, revision, what, ...})` changes the captions, at once and for good, and gives
 the same answer with `said`: words on what was done. `what` is
