@@ -10,7 +10,7 @@ import pytest
 from finetune import dataset, images, inputs, machine, runs
 from finetune.errors import BusyError, ExecutorError, FinetuneError, StorageError
 from finetune.machine import Machine
-from finetune.queue import DRAFTS_EACH, SECONDS_A_DRAFT_IS_SAFE, SECONDS_TO_STOP, SECONDS_TO_UPLOAD, Queue
+from finetune.queue import SECONDS_TO_STOP, Queue, drafts
 from finetune.runs import State
 from finetune.settings import Settings
 
@@ -264,7 +264,7 @@ def test_captioner_leaves_the_gpu_to_a_run(bench, has_gpu):
     bench.queue.tick()
 
     again = [(draft.id, "caption")] if has_gpu else []
-    assert bench.executor.started == [(draft.id, "caption"), (run.id, "train"), *again]
+    assert bench.executor.started == [(draft.id, "caption"), *again, (run.id, "train")]
     assert draft.read("draft.json")["on_processor"] == has_gpu
     assert draft.read("draft.json")["captioner"] == "smolvlm-500m"
 
@@ -356,24 +356,24 @@ def test_refused_run_can_come_back_when_the_one_at_work_has_ended(tmp_path):
 def test_oldest_of_too_many_drafts_is_thrown_away(bench):
     """Somebody who drops ZIP after ZIP fills no disk; drafts of others stay."""
     theirs = bench.queue.create("them")
-    drafts = [bench.draft("me") for _ in range(DRAFTS_EACH)]
-    bench.later = SECONDS_A_DRAFT_IS_SAFE + 1
+    mine = [bench.draft("me") for _ in range(drafts.EACH)]
+    bench.later = drafts.SECONDS_SAFE + 1
 
     made = bench.queue.create("me")
 
-    assert [draft for draft in drafts if not draft.folder.exists()] == [drafts[0]]
+    assert [draft for draft in mine if not draft.folder.exists()] == [mine[0]]
     assert made.folder.exists()
     assert theirs.folder.exists()
 
 
 def test_draft_that_is_still_being_made_is_not_thrown_away(bench):
     """Many uploads at once are refused instead; one that was given up makes room."""
-    for _ in range(DRAFTS_EACH):
+    for _ in range(drafts.EACH):
         bench.queue.create("me")
 
-    with pytest.raises(BusyError, match=f"{DRAFTS_EACH} uploads"):
+    with pytest.raises(BusyError, match=f"{drafts.EACH} uploads"):
         bench.queue.create("me")
-    bench.later = SECONDS_TO_UPLOAD + 1
+    bench.later = drafts.SECONDS_TO_UPLOAD + 1
 
     assert bench.queue.create("me").folder.exists()
 

@@ -17,13 +17,14 @@ from typing import Any
 
 import filelock
 
-from finetune import bases, images, machine, runs
+from finetune import bases, images, runs
 from finetune.errors import BusyError, ExecutorError, FinetuneError, StorageError
 from finetune.executors import Executor
 from finetune.images import Image
 from finetune.inputs import Mode, Request
 from finetune.queue import forecast
 from finetune.queue.device import Device
+from finetune.queue.drafts import Drafts
 from finetune.queue.history import Histories, History, last_words
 from finetune.runs import LOCAL, Run, State
 from finetune.settings import Settings
@@ -32,10 +33,6 @@ SECONDS_BETWEEN_TICKS = 1.0
 SECONDS_BETWEEN_TIDYING = 60.0
 SECONDS_TO_STOP = 60.0
 TRIES_WITHOUT_PROGRESS = 3
-DRAFTS_EACH = 10
-SECONDS_A_DRAFT_IS_SAFE = 60.0
-SECONDS_TO_UPLOAD = 3600.0
-DRAFT_DAYS = 1.0
 TRASH_DAYS = 30.0
 SECRET = "webhook.secret"
 """The file of a run that holds what signs its webhook, apart from the request, which others read."""
@@ -71,6 +68,7 @@ class Queue:
         self._after_tick = after_tick
         self._histories = Histories(settings.runs)
         self._device = Device(settings, executor, now)
+        self._drafts = Drafts(settings, executor, now)
         self._changing = threading.RLock()
         self._looking = threading.Lock()
         self._looked_at = float("-inf")
@@ -134,8 +132,7 @@ class Queue:
         with self._changing:
             drafts = [run for run, history in self._histories.every() if history.state is State.DRAFT]
             drafts = [run for run in drafts if run.owner == owner]
-            if len(drafts) >= DRAFTS_EACH:
-                self._throw_away_oldest(drafts)
+            self._drafts.make_room(drafts)
             return runs.create(self.settings.runs, owner)
 
     def check_room(self, owner: str) -> None:
@@ -227,16 +224,11 @@ class Queue:
 
         Asking once more changes nothing, but for `files` that were not asked for before, or `again`.
         """
-        draft = run.read("draft.json")
-        asked = {"mode": mode, "base_model": base_model, "captioner": captioner}
-        is_same = {"captioner": "", **draft}.items() >= asked.items()
-        known = set(draft.get("files", ())) if is_same else set()
-        if not is_same or again or not known.issuperset(files):
-            run.write("draft.json", {**asked, "files": sorted(known.union(files)), "is_waiting": True})
+        self._drafts.describe(run, mode, base_model, files, again, captioner)
 
     def is_describing(self, run: Run) -> bool:
         """Whether descriptions of a draft's pictures can still come."""
-        return bool(run.read("draft.json").get("is_waiting")) or self._executor.is_running(run)
+        return self._drafts.is_describing(run)
 
     def start(self) -> None:
         """Take a step every second in a thread of its own, until `close`; and see what the machine can do."""
@@ -263,12 +255,9 @@ class Queue:
             is_awaited = bool(waiting) and not self._is_disk_full()
             drafts = [run for run, history in known if history.state is State.DRAFT]
             is_training = self._device.take_turns(bool(busy), is_awaited)
-            is_taken = self._has_gpu() and (bool(busy) or is_training or self._device.is_drawing)
-            if is_taken:
-                self._send_captioners_away(drafts)
+            self._drafts.take_turn(drafts, bool(busy) or is_training or self._device.is_drawing)
             if is_training:
                 self._train(waiting[0][0])
-            self._caption_next(drafts, is_taken)
         self._tell_ends(known)
         self._tidy(known)
         return True
@@ -309,22 +298,6 @@ class Queue:
     def _times(self, at_work: list[tuple[Run, History]], waiting: list[tuple[Run, History]]) -> forecast.Times:
         histories = [[history for _, history in some] for some in (at_work, waiting)]
         return forecast.times(*histories, self._pace, self._now())
-
-    def _throw_away_oldest(self, drafts: list[Run]) -> None:
-        """Make room for a draft, but not at the cost of one that is being made. Raises: BusyError."""
-
-        def is_spare(run: Run) -> bool:
-            age = self._now() - run.created().timestamp()
-            return age > (SECONDS_A_DRAFT_IS_SAFE if run.read("dataset.json") else SECONDS_TO_UPLOAD)
-
-        spare = [run for run in drafts if is_spare(run)]
-        if not spare:
-            raise BusyError(
-                f"{len(drafts)} uploads of yours are being looked at.", "Start one of them, or wait a minute."
-            )
-        oldest = min(spare, key=Run.created)
-        self._executor.stop(oldest)
-        runs.discard(oldest)
 
     def _hindrance(self) -> tuple[str, float | None]:
         """Why no run starts though none is at work, and for how long at most, if that is known."""
@@ -388,34 +361,6 @@ class Queue:
         except ExecutorError as error:
             run.tell("failed", message=error.message, hint=error.hint)
 
-    def _has_gpu(self) -> bool:
-        found = machine.read(self.settings.home)
-        return found is not None and found.is_gpu
-
-    def _send_captioners_away(self, drafts: list[Run]) -> None:
-        """End captioners that are on the GPU: they go on from what they have said, on the processor."""
-        for run in drafts:
-            draft = run.read("draft.json")
-            if draft and not draft.get("on_processor") and self._executor.is_running(run):
-                self._executor.stop(run)
-                run.write("draft.json", {**draft, "is_waiting": True})
-
-    def _caption_next(self, drafts: list[Run], is_gpu_taken: bool) -> None:
-        """Start the captioner for the draft that asked first; one works at a time, and on the processor while a run
-        trains, or images are drawn, on the GPU."""
-        asking = [run for run in drafts if run.read("draft.json").get("is_waiting")]
-        if not asking:
-            return
-        run = min(asking, key=lambda run: (run.folder / "draft.json").stat().st_mtime)
-        if any(self._executor.is_running(other) for other in drafts if other.id != run.id):
-            return
-        self._executor.stop(run)
-        run.write("draft.json", {**run.read("draft.json"), "is_waiting": False, "on_processor": is_gpu_taken})
-        try:
-            self._executor.start(run, "caption")
-        except ExecutorError as error:
-            run.tell("caption_failed", message=error.message, hint=error.hint)
-
     def _tidy(self, known: list[tuple[Run, History]]) -> None:
         """Throw away drafts that nobody came back to, images of yesterday, and what was deleted long ago."""
         now = self._now()
@@ -426,12 +371,7 @@ class Queue:
             for run in [run for run, history in known if history.state is State.DRAFT]:
                 # One that was started or deleted since it was seen is a draft no more.
                 if self.state(run) is State.DRAFT and run.read("run.json"):
-                    self._throw_away_if_old(run)
+                    self._drafts.throw_away_if_old(run)
             images.tidy(self.settings, now)
             runs.empty_trash(self.settings.trash, TRASH_DAYS)
         self._histories.forget_gone()
-
-    def _throw_away_if_old(self, draft: Run) -> None:
-        if self._now() - draft.created().timestamp() > DRAFT_DAYS * 86400:
-            self._executor.stop(draft)
-            runs.discard(draft)
