@@ -1,5 +1,6 @@
 """The README tells the truth about fields, settings, errors and files."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -66,3 +67,14 @@ def test_every_base_model_is_in_the_readme(id):
 
     assert base.licence.split(" License")[0] in row
     assert ("gated" in row) == base.is_gated
+
+
+def test_lines_that_use_a_lora_name_what_they_give():
+    """diffusers' pipelines take a picture first, so a prompt without its name would be one."""
+    (lines,) = re.findall(r"```python\n(import torch\n.*?)```", README, re.DOTALL)
+    calls = [node for node in ast.walk(ast.parse(lines)) if isinstance(node, ast.Call)]
+
+    (drawing,) = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "pipeline"]
+
+    assert not drawing.args
+    assert "prompt" in {keyword.arg for keyword in drawing.keywords}
